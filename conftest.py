@@ -1,0 +1,26 @@
+"""Test configuration: runtime shape checks of the array code, on in tests only."""
+
+import importlib.util
+
+import pytest
+from hypothesis import settings
+from jaxtyping import install_import_hook
+
+# The public front validates its arguments itself; these modules hold array code behind it.
+install_import_hook(["linfb.rules", "linfb.linear", "linfb.engine", "linfb.observables"], "beartype.beartype")
+
+settings.register_profile("linfb", deadline=None, print_blob=True, derandomize=True)
+settings.load_profile("linfb")
+
+
+def pytest_runtest_setup(item):
+    """Skip what needs an optional library or device that is absent, and say so."""
+    if "oracle" in item.keywords and importlib.util.find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed (make test-oracle)")
+    if "gpu" in item.keywords:
+        if importlib.util.find_spec("cupy") is None:
+            pytest.skip("CuPy is not installed")
+        import cupy
+
+        if not cupy.cuda.is_available():
+            pytest.skip("no CUDA device")

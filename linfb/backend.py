@@ -1,0 +1,116 @@
+"""Which array library an array belongs to, moving between them, and named random streams.
+
+The array decides the library: code asks :func:`namespace` and calls what it returns. Nothing here is global,
+and CuPy is imported only when a device is asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+__all__ = ["device_namespace", "namespace", "stream", "to_numpy"]
+
+Array = Any
+"""An array of any library that follows the array-API standard (NumPy, CuPy)."""
+
+
+def namespace(*arrays: Any) -> Any:
+    """Return the array-API namespace that all `arrays` (None is skipped) belong to.
+
+    Raises
+    ------
+    TypeError
+        If the arrays belong to different libraries, or one is not an array at all.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> namespace(np.ones(2)).sum(np.ones(2))
+    np.float64(2.0)
+    """
+    from array_api_compat import array_namespace
+
+    present = [array for array in arrays if array is not None]
+    kinds = {type(array).__module__.split(".")[0] for array in present}
+    if len(kinds) > 1:
+        raise TypeError(
+            f"arrays of different libraries ({', '.join(sorted(kinds))}) cannot be combined; move them to one device "
+            "first, for example with linfb.backend.to_numpy"
+        )
+    try:
+        return array_namespace(*present)
+    except TypeError as error:
+        raise TypeError(f"expected arrays, got {[type(array).__name__ for array in present]}") from error
+
+
+def device_namespace(device: str | ModuleType) -> Any:
+    """Return the array namespace of a device: "cpu" (NumPy), "gpu" (CuPy), or an array-API module itself.
+
+    Raises
+    ------
+    ValueError
+        For another name.
+    ImportError
+        If "gpu" is asked for and CuPy is not installed.
+    RuntimeError
+        If CuPy is installed and finds no usable device.
+    """
+    if isinstance(device, ModuleType):
+        return device
+    if device == "cpu":
+        import array_api_compat.numpy as xp
+
+        return xp
+    if device == "gpu":
+        try:
+            import cupy
+        except ImportError as error:
+            raise ImportError(
+                "device='gpu' needs CuPy: install the extra that fits your driver, linfb[cuda12] or linfb[cuda13]"
+            ) from error
+        if not cupy.cuda.is_available():
+            raise RuntimeError("device='gpu' was asked for, but CuPy finds no usable CUDA device")
+        import array_api_compat.cupy as xp
+
+        return xp
+    raise ValueError(f"device must be 'cpu', 'gpu' or an array-API module, got {device!r}")
+
+
+def to_numpy(array: Any) -> np.ndarray:
+    """Return `array` as a NumPy array on the host (no copy if it is one already)."""
+    if isinstance(array, np.ndarray):
+        return array
+    if hasattr(array, "get"):  # CuPy
+        return array.get()
+    return np.asarray(array)
+
+
+def stream(seed: int, *names: str | int) -> np.random.Generator:
+    """Return the random generator of one purpose: the same `seed` and `names` always give the same draws.
+
+    Streams with different names are independent, so that adding a draw to one purpose does not change another.
+
+    Parameters
+    ----------
+    seed : int
+        Non-negative seed of the whole run.
+    *names : str or int
+        What the stream is for, from the general to the particular, e.g. ``stream(0, "weights", 1)``.
+
+    Examples
+    --------
+    >>> bool(stream(0, "weights").random() == stream(0, "weights").random())
+    True
+    >>> bool(stream(0, "weights").random() == stream(0, "feedback").random())
+    False
+    """
+    from linfb._checks import integer
+
+    seed = integer("seed", seed, at_least=0)
+    digest = hashlib.sha256("/".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
+    key = tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
