@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["device_namespace", "namespace", "stream", "to_numpy"]
+__all__ = ["device_namespace", "namespace", "stream", "to_numpy", "transpose"]
 
 Array = Any
 """An array of any library that follows the array-API standard (NumPy, CuPy)."""
@@ -114,3 +114,8 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     digest = hashlib.sha256("/".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
     key = tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def transpose(array: Array) -> Array:
+    """Return `array` with its last two axes exchanged, shape (..., b, a) from (..., a, b)."""
+    return array.mT if hasattr(array, "mT") else array.swapaxes(-1, -2)

@@ -1,0 +1,1 @@
+"""Layers: a few pure functions each, knowing nothing of learning rules."""

@@ -1,0 +1,279 @@
+"""A learning rule is how the error travels: what it listens to, how it is compressed, how the way back is made.
+
+One function, :func:`transport`, carries the error across one layer for every rule. It works on arrays of any
+library and on any layer that offers the functions of :class:`Layer`, in the linear theory and in the engine alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+
+from linfb._checks import choice, integer, real
+from linfb.backend import transpose
+
+__all__ = ["Channel", "Layer", "Mirror", "Reader", "Rule", "View", "resolve_rank", "transport"]
+
+
+class Layer(Protocol):
+    """The pure functions of a parametrised layer that a rule may use; a kernel is any array shaped like its weights."""
+
+    def forward(self, kernel: Any, x: Any) -> tuple[Any, Any]:
+        """Return the output and the cache for :meth:`grad`."""
+
+    def grad(self, kernel: Any, cache: Any, delta: Any) -> Any:
+        """Return the gradient of the kernel."""
+
+    def pull(self, kernel: Any, cache: Any, delta: Any) -> Any:
+        """Return the error at the input: the adjoint of :meth:`forward`."""
+
+    def compose(self, P: Any, kernel: Any) -> Any:
+        """Return the kernel with its output features mapped by P."""
+
+    def contract(self, Q: Any, kernel: Any) -> Any:
+        """Return the inner products of the output features of two kernels."""
+
+
+class Channel(NamedTuple):
+    """The feedback arrays of one layer, B = Q^T P in code shapes; None where the rule has no such array.
+
+    Attributes
+    ----------
+    P : array, shape (rank, out) or None
+        Reads the error; None is the identity.
+    Q : array shaped like the layer's kernel with `rank` output features, or None
+        Writes the error to the layer's input; None where it is computed from the weights.
+    gain : float or array
+        Constant factor on the carried error.
+    """
+
+    P: Any = None
+    Q: Any = None
+    gain: Any = 1.0
+
+
+@dataclass(frozen=True)
+class View:
+    """What the feedback pathway of one layer sees in one step.
+
+    Attributes
+    ----------
+    layer : Layer
+    cache : array
+        The layer's input, as its forward pass kept it.
+    delta : array, shape (..., batch, out)
+        The error that is read: d loss / d output, the loss being an average over the batch.
+    z : array, shape (..., batch, rank)
+        The compressed error ``delta @ P.T``.
+    targets : array, shape (batch, out), or None
+        Labels, at the output layer only.
+    channel : Channel
+    forward : callable
+        The layer's own forward pass with its present weights (sends noise or activity; shows no weights).
+    weights : array or None
+        The layer's weights; None unless the reader or mirror declares that it transports weights.
+    """
+
+    layer: Layer
+    cache: Any
+    delta: Any
+    z: Any
+    targets: Any
+    channel: Channel
+    forward: Callable[[Any], Any]
+    weights: Any = None
+
+
+class Reader(Protocol):
+    """How the error is compressed: the matrix P. Class attributes say what a reader is; the defaults are below."""
+
+    name: ClassVar[str]
+    compresses: ClassVar[bool] = True
+    """Whether there is a matrix P, and a rank."""
+    learns: ClassVar[bool] = False
+    """Whether P moves."""
+    decays: ClassVar[bool] = False
+    """Whether weight decay acts on P."""
+    transports_weights: ClassVar[bool] = False
+    """Whether it looks at the forward weights, which a synapse cannot."""
+    rate: float = 1.0
+    """Rate of P relative to the forward weights."""
+
+    def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> Any:
+        """Return P at the start, shape (rank, out), drawn on the host; None for the identity."""
+
+    def gradient(self, view: View) -> Any:
+        """Return what P descends, shape (rank, out)."""
+        return None
+
+
+class Mirror(Protocol):
+    """How the way back follows the forward weights: the kernel Q. Class attributes as for :class:`Reader`."""
+
+    name: ClassVar[str]
+    learns: ClassVar[bool] = False
+    decays: ClassVar[bool] = False
+    transports_weights: ClassVar[bool] = False
+    rate: float = 1.0
+
+    def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
+        """Return P and Q at the start, drawn on the host.
+
+        `weights` is None under a direct rule; `shape` is that of the kernel Q.
+        """
+
+    def carry(self, view: View) -> Any:
+        """Return the error at the layer's input."""
+        return view.layer.pull(view.channel.Q, view.cache, view.z)
+
+    def gradient(self, view: View) -> Any:
+        """Return what Q descends, shaped like Q."""
+        return None
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A learning rule: a source, a reader and a mirror.
+
+    Parameters
+    ----------
+    name : str
+        What the field calls it.
+    source : {"above", "network"}
+        Whether a layer listens to the layer above or to the one error of the network ("direct" rules).
+    reader : Reader
+        How the error is compressed, see :mod:`linfb.rules.readers`.
+    mirror : Mirror
+        How the way back follows the forward weights, see :mod:`linfb.rules.mirrors`.
+    rank : int, float or mapping, optional
+        Width of the channel: a number, a fraction in (0, 1) of the width that is read, or a mapping from layer index
+        to either. A plain number beyond a layer's width is capped there and reported; one set for a layer by a mapping
+        is an error. None for readers that do not compress.
+    gain : {"none", "full_rank"}
+        "full_rank" multiplies the carried error by sqrt(out / rank), so that the norm of B does not fall with its rank
+        and rank is not confounded with step size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For unknown names, a missing or superfluous rank, or a combination that does not exist.
+    """
+
+    name: str
+    source: str
+    reader: Reader
+    mirror: Mirror
+    rank: Any = None
+    gain: str = "none"
+    transports_weights: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        choice("source", self.source, ("above", "network"))
+        choice("gain", self.gain, ("none", "full_rank"))
+        for argument, value in (("reader", self.reader), ("mirror", self.mirror)):
+            if not callable(getattr(value, "gradient", None)) or not callable(getattr(value, "initial", None)):
+                raise TypeError(
+                    f"{argument} must be a {argument} object such as linfb.rules.{argument}s offers, got {value!r}"
+                )
+        object.__setattr__(self, "transports_weights", self.reader.transports_weights or self.mirror.transports_weights)
+        if self.reader.compresses and self.rank is None:
+            raise ValueError(f"rank must be given: the reader {self.reader.name!r} compresses the error")
+        if not self.reader.compresses and self.rank is not None:
+            raise ValueError(f"rank must be None: the reader {self.reader.name!r} does not compress the error")
+        if self.rank is not None:
+            specs = self.rank.values() if isinstance(self.rank, dict) else [self.rank]
+            for spec in specs:
+                _check_rank(spec)
+        if self.source == "network" and (self.transports_weights or self.mirror.name == "weight_mirror"):
+            raise ValueError(
+                f"source='network' has no forward weights of its own to follow: reader {self.reader.name!r} and mirror "
+                f"{self.mirror.name!r} need source='above'"
+            )
+        if (self.reader.name == "normative") != (self.mirror.name == "normative"):
+            raise ValueError("reader and mirror 'normative' descend one objective and go together")
+
+
+def _check_rank(spec: Any) -> None:
+    if isinstance(spec, float):
+        real("rank (a fraction of the width)", spec, above=0.0, below=1.0)
+    else:
+        integer("rank", spec, at_least=1)
+
+
+def resolve_rank(rank: Any, layer: int, width: int) -> tuple[int, bool]:
+    """Return the rank of one layer's channel and whether a global rank had to be capped there.
+
+    Parameters
+    ----------
+    rank : int, float or mapping
+        As in :class:`Rule`.
+    layer : int
+        Index of the layer whose output error is read.
+    width : int
+        Number of features that are read.
+
+    Raises
+    ------
+    ValueError
+        If a mapping lacks the layer, or names a rank beyond its width.
+    """
+    explicit = isinstance(rank, dict)
+    if explicit:
+        if layer not in rank:
+            raise ValueError(f"rank (a mapping) has no entry for layer {layer}; it has {sorted(rank)}")
+        rank = rank[layer]
+    if isinstance(rank, float):
+        return max(1, math.floor(rank * width + 0.5)), False
+    if rank <= width:
+        return int(rank), False
+    if explicit:
+        raise ValueError(f"rank of layer {layer} is {rank}, more than the {width} features it reads")
+    return width, True
+
+
+def transport(
+    rule: Rule, layer: Layer, weights: Any, channel: Channel, cache: Any, delta: Any, targets: Any = None
+) -> tuple[Any, Channel]:
+    """Carry an error across one layer, and say what the layer's feedback arrays descend.
+
+    Parameters
+    ----------
+    rule : Rule
+    layer : Layer
+        The layer's pure functions.
+    weights : array
+        Its kernel. Only readers and mirrors that declare it get to see it.
+    channel : Channel
+        Its feedback arrays.
+    cache : array
+        What its forward pass kept.
+    delta : array, shape (..., batch, out)
+        The error to read: of the layer's output, or the network's under a direct rule.
+    targets : array, optional
+        Labels, where `delta` is the network's error.
+
+    Returns
+    -------
+    delta_in : array
+        The error at the layer's input.
+    gradient : Channel
+        What P and Q descend (None for an array that does not learn).
+    """
+    z = delta if channel.P is None else delta @ transpose(channel.P)
+
+    def view(part: Reader | Mirror) -> View:
+        seen = weights if part.transports_weights else None
+        return View(layer, cache, delta, z, targets, channel, lambda x: layer.forward(weights, x)[0], seen)
+
+    carried = rule.mirror.carry(view(rule.mirror))
+    if not (isinstance(channel.gain, float) and channel.gain == 1.0):
+        carried = channel.gain * carried
+    gradient = Channel(
+        P=rule.reader.gradient(view(rule.reader)) if rule.reader.learns else None,
+        Q=rule.mirror.gradient(view(rule.mirror)) if rule.mirror.learns else None,
+    )
+    return carried, gradient
