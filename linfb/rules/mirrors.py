@@ -100,6 +100,16 @@ def _mirrored(layer: Layer, P: Any, weights: Any) -> np.ndarray:
     return np.array(weights) if P is None else layer.compose(P, weights)
 
 
+def _follower(mirror: Any, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: Any) -> Channel:
+    """Return the start of a kernel that will follow the weights."""
+    if isinstance(mirror.start, str) and mirror.start == "aligned":
+        return Channel(P=P, Q=_mirrored(layer, P, weights))
+    scale = mirror.scale
+    if scale is None and weights is not None:
+        scale = float(np.sqrt(np.mean(np.square(weights))))
+    return Channel(P=P, Q=draw(mirror.start, scale, shape, rng))
+
+
 @dataclass(frozen=True, eq=False)
 class KolenPollack(Mirror):
     r"""Learn with the same products as the weights: :math:`\dot Q = h (P\delta)^\top - \lambda Q`.
@@ -135,12 +145,7 @@ class KolenPollack(Mirror):
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start."""
-        if isinstance(self.start, str) and self.start == "aligned":
-            return Channel(P=P, Q=_mirrored(layer, P, weights))
-        scale = self.scale
-        if scale is None and weights is not None:
-            scale = float(np.sqrt(np.mean(np.square(weights))))
-        return Channel(P=P, Q=draw(self.start, scale, shape, rng))
+        return _follower(self, layer, P, weights, shape, rng)
 
     def gradient(self, view: View) -> Any:
         """Return the gradient that the weights have, seen through P."""
@@ -173,8 +178,13 @@ class WeightMirror(Mirror):
     name: ClassVar[str] = "weight_mirror"
     learns: ClassVar[bool] = True
 
-    __post_init__ = KolenPollack.__post_init__
-    initial = KolenPollack.initial
+    def __post_init__(self) -> None:
+        real("rate", self.rate, at_least=0.0)
+        _check(self.start, ("random", "aligned"), self.scale)
+
+    def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
+        """Return P and Q at the start, as :class:`KolenPollack` does."""
+        return _follower(self, layer, P, weights, shape, rng)
 
     def gradient(self, view: View) -> Any:
         """Return :math:`Q - P W`, P W being what noise through the layer shows."""
