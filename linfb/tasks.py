@@ -21,7 +21,7 @@ __all__ = ["Task", "gaussian_teacher", "low_rank_teacher"]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    r"""Linear regression :math:`y = Tx + \xi`, :math:`\langle xx^\top\rangle=\Sigma_{xx}`, :math:`\langle\xi\xi^\top\rangle=\Sigma_\xi`.
+    r"""Linear regression :math:`y = Tx + \xi` with inputs of covariance :math:`\Sigma_{xx}` and label noise :math:`\xi`.
 
     Parameters
     ----------
@@ -53,9 +53,7 @@ class Task:
     def __post_init__(self) -> None:
         teacher = real_array("teacher", self.teacher, ("out", "in"))
         if 0 in teacher.shape:
-            raise ValueError(
-                f"teacher has shape {teacher.shape}, expected (out, in) with at least one of each"
-            )
+            raise ValueError(f"teacher has shape {teacher.shape}, expected (out, in) with at least one of each")
         object.__setattr__(self, "teacher", teacher)
         if self.input_covariance is not None:
             object.__setattr__(
@@ -130,7 +128,7 @@ class Task:
         return self._svd[2][:, : self.rank]
 
     def loss(self, map_: Any) -> np.ndarray:
-        r"""Population loss :math:`\tfrac12\langle\|y - Wx\|^2\rangle` of linear maps W, noise included.
+        r"""Return the population loss :math:`\tfrac12\langle\|y - Wx\|^2\rangle` of linear maps W, noise included.
 
         Parameters
         ----------
