@@ -21,7 +21,7 @@ __all__ = ["Task", "gaussian_teacher", "low_rank_teacher"]
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    r"""Linear regression :math:`y = Tx + \xi` with inputs of covariance :math:`\Sigma_{xx}` and label noise :math:`\xi`.
+    r"""Linear regression :math:`y = Tx + \xi`, inputs of covariance :math:`\Sigma_{xx}`, label noise :math:`\xi`.
 
     Parameters
     ----------

@@ -1,0 +1,132 @@
+r"""The right-hand side of learning: what every array of a linear network and of its feedback does, averaged over data.
+
+With samples in rows, :math:`h_l = h_{l-1}W_l^\top`, errors :math:`\delta = \partial\,\text{loss}/\partial\,\text{output}`
+carried back by the rule, and
+
+.. math:: \dot W_l = -\delta_l^\top h_{l-1} - \lambda W_l
+
+while Q and P move as their mirror and reader say. Arrays may carry a leading run axis. On a task's moment set this is
+the population flow; on a minibatch it is one step of online learning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+
+from linfb.engine.layers.dense import Dense
+from linfb.rules import Channel, Rule, transport
+
+__all__ = ["Pass", "State", "backward", "dynamic", "flow", "replace_dynamic"]
+
+
+class State(NamedTuple):
+    """Everything that a linear network under a rule consists of.
+
+    Attributes
+    ----------
+    weights : tuple of array, shapes (..., out, in)
+        W_1 ... W_L.
+    channels : tuple of Channel
+        The feedback below each of W_2 ... W_L.
+    """
+
+    weights: tuple[Any, ...]
+    channels: tuple[Channel, ...]
+
+
+class Pass(NamedTuple):
+    """One forward and backward pass.
+
+    Attributes
+    ----------
+    activities : tuple of array
+        h_0 (the inputs) ... h_L (the outputs), shapes (..., sample, width).
+    deltas : tuple of array
+        The carried errors at h_1 ... h_L.
+    reads : tuple of array
+        The errors that the channels below W_2 ... W_L read.
+    channels : tuple of Channel
+        What their arrays descend.
+    """
+
+    activities: tuple[Any, ...]
+    deltas: tuple[Any, ...]
+    reads: tuple[Any, ...]
+    channels: tuple[Channel, ...]
+
+
+def backward(rule: Rule, state: State, inputs: Float[Any, "*batch in"], labels: Float[Any, "*batch out"]) -> Pass:
+    """Send inputs forward and the error back as the rule carries it."""
+    activities = [inputs]
+    for weights in state.weights:
+        activities.append(_layer(weights).forward(weights, activities[-1])[0])
+    error = (activities[-1] - labels) / inputs.shape[-2]
+    direct = rule.source == "network"
+    deltas: list[Any] = [error]
+    reads: list[Any] = []
+    gradients: list[Channel] = []
+    for above in range(len(state.weights) - 1, 0, -1):
+        weights, read = state.weights[above], error if direct else deltas[0]
+        targets = labels if read is error else None
+        delta, gradient = transport(
+            rule, _layer(weights), weights, state.channels[above - 1], activities[above], read, targets
+        )
+        deltas.insert(0, delta)
+        reads.insert(0, read)
+        gradients.insert(0, gradient)
+    return Pass(tuple(activities), tuple(deltas), tuple(reads), tuple(gradients))
+
+
+def flow(rule: Rule, weight_decay: float, state: State, inputs: Any, labels: Any) -> State:
+    """Return the time derivative of every array of `state` on the given data (None where an array rests)."""
+    run = backward(rule, state, inputs, labels)
+    velocities = tuple(
+        -(_layer(weights).grad(weights, below, delta) + weight_decay * weights)
+        for weights, below, delta in zip(state.weights, run.activities, run.deltas, strict=False)
+    )
+    channels = tuple(
+        Channel(
+            P=_move(rule.reader, gradient.P, channel.P, weight_decay),
+            Q=_move(rule.mirror, gradient.Q, channel.Q, weight_decay),
+        )
+        for gradient, channel in zip(run.channels, state.channels, strict=True)
+    )
+    return State(velocities, channels)
+
+
+def _layer(weights: Any) -> Dense:
+    return Dense(weights.shape[-1], weights.shape[-2])
+
+
+def _move(part: Any, gradient: Any, array: Any, weight_decay: float) -> Any:
+    if gradient is None:
+        return None
+    descent = gradient + weight_decay * array if part.decays and weight_decay else gradient
+    return -part.rate * descent
+
+
+def dynamic(rule: Rule, state: State) -> list[Any]:
+    """Return the arrays of `state` that move under the rule, in a fixed order."""
+    arrays = list(state.weights)
+    for channel in state.channels:
+        if rule.reader.learns:
+            arrays.append(channel.P)
+        if rule.mirror.learns:
+            arrays.append(channel.Q)
+    return arrays
+
+
+def replace_dynamic(rule: Rule, state: State, arrays: Sequence[Any]) -> State:
+    """Return `state` with the moving arrays replaced, the inverse of :func:`dynamic`."""
+    rest = iter(arrays)
+    weights = tuple(next(rest) for _ in state.weights)
+    channels = tuple(
+        channel._replace(
+            P=next(rest) if rule.reader.learns else channel.P, Q=next(rest) if rule.mirror.learns else channel.Q
+        )
+        for channel in state.channels
+    )
+    return State(weights, channels)

@@ -1,0 +1,238 @@
+"""Solvers: how a state is carried from one recorded time to the next.
+
+A solver is a frozen dataclass with one generator, ``solve(problem, arrays, times)``, that yields the moving arrays at
+each time. All runs of an ensemble advance together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from linfb._checks import integer, real
+from linfb.backend import to_numpy
+
+__all__ = ["SGD", "Dop853", "Euler", "Problem", "RungeKutta4", "Solver", "named"]
+
+Arrays = list[Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a solver needs to know.
+
+    Attributes
+    ----------
+    field : callable
+        ``field(arrays)`` returns the time derivative of the moving arrays on the whole task, ``field(arrays, data)``
+        that on a batch (inputs, labels).
+    draw : callable
+        ``draw(first_step, limit, batch_size)`` returns fresh samples of every run for at least one and at most `limit`
+        steps: inputs and labels of shape (step, run, batch, in or out). A step's samples depend on nothing else.
+    n_runs : int
+    xp : module
+        The array namespace.
+    """
+
+    field: Callable[..., Arrays]
+    draw: Callable[[int, int, int], tuple[Any, Any]]
+    n_runs: int
+    xp: Any
+
+
+class Solver(Protocol):
+    """How a state is carried from one recorded time to the next."""
+
+    def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
+        """Yield the arrays at each of `times`; time starts at 0."""
+
+
+@dataclass(frozen=True)
+class Dop853:
+    """Adaptive Runge-Kutta of order 8 (SciPy's DOP853), for accurate trajectories of the flow.
+
+    Parameters
+    ----------
+    rtol, atol : float
+        Relative and absolute tolerance of every single run: an ensemble shares its steps, and the tolerance of the
+        common error norm is tightened by the square root of the number of runs to guarantee that.
+
+    Notes
+    -----
+    The integrator works on the host; with a device the right-hand side runs there and arrays travel at every stage.
+    """
+
+    rtol: float = 1e-8
+    atol: float = 1e-11
+
+    def __post_init__(self) -> None:
+        real("rtol", self.rtol, at_least=1e-13)
+        real("atol", self.atol, above=0.0)
+
+    def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
+        """Yield the arrays at each of `times`."""
+        from scipy.integrate import DOP853
+
+        shapes = [array.shape for array in arrays]
+        bounds = np.cumsum([0] + [math.prod(shape) for shape in shapes])
+
+        def unpack(vector: np.ndarray) -> Arrays:
+            return [
+                problem.xp.asarray(vector[start:stop].reshape(shape))
+                for start, stop, shape in zip(bounds[:-1], bounds[1:], shapes, strict=True)
+            ]
+
+        def field(_: float, vector: np.ndarray) -> np.ndarray:
+            return np.concatenate([to_numpy(v).ravel() for v in problem.field(unpack(vector))])
+
+        start = np.concatenate([to_numpy(array).ravel() for array in arrays]).astype(np.float64)
+        share = math.sqrt(problem.n_runs)
+        rtol = max(self.rtol / share, 100 * np.finfo(float).eps)
+        ahead = iter(times)
+        time = next(ahead)
+        while time is not None and time == 0.0:
+            yield unpack(start)
+            time = next(ahead, None)
+        if time is None:
+            return
+        stepper = DOP853(field, 0.0, start, times[-1], rtol=rtol, atol=self.atol / share)
+        while time is not None:
+            if stepper.status == "running":
+                stepper.step()
+            if stepper.status == "failed" or not np.all(np.isfinite(stepper.y)):
+                raise FloatingPointError(f"t = {stepper.t:.6g}, step size {stepper.step_size}")
+            between = None
+            while time is not None and time <= stepper.t:
+                between = stepper.dense_output() if between is None else between
+                yield unpack(stepper.y if time == stepper.t else between(time))
+                time = next(ahead, None)
+
+
+def _finite(problem: Problem, arrays: Arrays, time: float, step_size: float) -> None:
+    if not all(bool(problem.xp.all(problem.xp.isfinite(array))) for array in arrays):
+        raise FloatingPointError(f"t = {time:.6g}, step size {step_size:g}")
+
+
+def _whole_steps(times: np.ndarray, step_size: float, name: str) -> np.ndarray:
+    steps = np.rint(times / step_size)
+    off = np.abs(times - steps * step_size) > 1e-9 * np.maximum(times, step_size)
+    if np.any(off):
+        raise ValueError(
+            f"times must be multiples of the step size {step_size:g} under {name}; {times[off][0]:g} is not"
+        )
+    return steps.astype(int)
+
+
+@dataclass(frozen=True)
+class RungeKutta4:
+    """Classical Runge-Kutta of order 4 with equal steps of at most `step_size` between recorded times.
+
+    Parameters
+    ----------
+    step_size : float
+        Largest step, in units of tau.
+    """
+
+    step_size: float = 1e-2
+
+    def __post_init__(self) -> None:
+        real("step_size", self.step_size, above=0.0)
+
+    def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
+        """Yield the arrays at each of `times`."""
+        now = 0.0
+        for time in times:
+            n_steps = math.ceil((time - now) / self.step_size - 1e-9)
+            for step in range(n_steps):
+                h = (time - now) / n_steps
+                k1 = problem.field(arrays)
+                k2 = problem.field([a + 0.5 * h * k for a, k in zip(arrays, k1, strict=True)])
+                k3 = problem.field([a + 0.5 * h * k for a, k in zip(arrays, k2, strict=True)])
+                k4 = problem.field([a + h * k for a, k in zip(arrays, k3, strict=True)])
+                slopes = zip(arrays, k1, k2, k3, k4, strict=True)
+                arrays = [a + (h / 6) * (s1 + 2 * s2 + 2 * s3 + s4) for a, s1, s2, s3, s4 in slopes]
+                if step % 256 == 255:
+                    _finite(problem, arrays, now + (step + 1) * h, h)
+            now = float(time)
+            _finite(problem, arrays, now, self.step_size)
+            yield arrays
+
+
+@dataclass(frozen=True)
+class Euler:
+    """Explicit Euler steps: full-batch gradient descent with learning rate `step_size` (in units of tau).
+
+    Parameters
+    ----------
+    step_size : float
+        Step, in units of tau; recorded times must be multiples of it.
+    """
+
+    step_size: float = 1e-2
+
+    def __post_init__(self) -> None:
+        real("step_size", self.step_size, above=0.0)
+
+    def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
+        """Yield the arrays at each of `times`."""
+        done = 0
+        for target in _whole_steps(times, self.step_size, "Euler"):
+            for step in range(done, target):
+                velocities = problem.field(arrays)
+                arrays = [a + self.step_size * v for a, v in zip(arrays, velocities, strict=True)]
+                if step % 256 == 255:
+                    _finite(problem, arrays, (step + 1) * self.step_size, self.step_size)
+            done = target
+            _finite(problem, arrays, done * self.step_size, self.step_size)
+            yield arrays
+
+
+@dataclass(frozen=True)
+class SGD:
+    """Online stochastic gradient descent: every step sees fresh samples of the task.
+
+    Parameters
+    ----------
+    step_size : float
+        Learning rate in units of tau; recorded times must be multiples of it.
+    batch_size : int
+        Samples per step.
+    """
+
+    step_size: float = 1e-3
+    batch_size: int = 1
+
+    def __post_init__(self) -> None:
+        real("step_size", self.step_size, above=0.0)
+        integer("batch_size", self.batch_size, at_least=1)
+
+    def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
+        """Yield the arrays at each of `times`."""
+        done = 0
+        for target in _whole_steps(times, self.step_size, "SGD"):
+            while done < target:
+                inputs, labels = problem.draw(done, target - done, self.batch_size)
+                for step in range(inputs.shape[0]):
+                    velocities = problem.field(arrays, (inputs[step, ...], labels[step, ...]))
+                    arrays = [a + self.step_size * v for a, v in zip(arrays, velocities, strict=True)]
+                done += inputs.shape[0]
+                _finite(problem, arrays, done * self.step_size, self.step_size)
+            yield arrays
+
+
+_NAMED: dict[str, Callable[[], Solver]] = {"dop853": Dop853, "rk4": RungeKutta4, "euler": Euler, "sgd": SGD}
+
+
+def named(method: str | Solver) -> Solver:
+    """Return the solver that a name stands for, with its default settings, or the solver itself."""
+    if isinstance(method, str):
+        if method not in _NAMED:
+            raise ValueError(f"method must be one of {', '.join(map(repr, _NAMED))} or a solver, got {method!r}")
+        return _NAMED[method]()
+    if not callable(getattr(method, "solve", None)):
+        raise TypeError(f"method must be a name or a solver such as linfb.linear.Euler(1e-3), got {method!r}")
+    return method
