@@ -1,7 +1,7 @@
-r"""The right-hand side of learning: what every array of a linear network and of its feedback does, averaged over data.
+r"""The right-hand side of learning: what every array of a linear network and of its feedback does.
 
-With samples in rows, :math:`h_l = h_{l-1}W_l^\top`, errors :math:`\delta = \partial\,\text{loss}/\partial\,\text{output}`
-carried back by the rule, and
+Averaged over samples in rows, :math:`h_l = h_{l-1}W_l^\top`, errors
+:math:`\delta = \partial\,\text{loss}/\partial\,\text{output}` carried back by the rule, and
 
 .. math:: \dot W_l = -\delta_l^\top h_{l-1} - \lambda W_l
 

@@ -165,6 +165,9 @@ def _invariants(snap: Snapshot) -> list[Any]:
     values = []
     for layer, channel in enumerate(snap.channels, start=1):
         below, above = snap.weights[layer - 1], snap.weights[layer]
+        if snap.rule.source == "network" and above is not snap.weights[-1]:
+            values.append(snap.xp.full_like(below, snap.xp.nan))  # layers that do not share their error share no law
+            continue
         root = channel.gain**0.5
         P = channel.P if isinstance(root, float) or channel.P is None else root * channel.P
         Q = channel.Q if isinstance(root, float) or channel.Q is None else root * channel.Q

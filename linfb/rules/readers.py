@@ -195,9 +195,8 @@ class Normative(Reader):
     def __post_init__(self) -> None:
         real("rate", self.rate, at_least=0.0)
 
-    def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
-        """Return a stand-in of the right shape; the normative mirror replaces it."""
-        return draw("orthonormal", rank, n_out, rng)
+    def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> None:
+        """Return None: the normative mirror sets P and Q together, from the weights."""
 
     def gradient(self, view: View) -> Any:
         """Return :math:`Q(P^T Q - W)^T`, shape (rank, out)."""

@@ -1,0 +1,35 @@
+"""Errors that carry what was computed before they were raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["DivergenceError", "InterruptedRun"]
+
+
+class DivergenceError(FloatingPointError):
+    """A state or loss stopped being finite.
+
+    Attributes
+    ----------
+    partial : xarray.Dataset or None
+        What was computed before.
+    """
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
+class InterruptedRun(KeyboardInterrupt):  # noqa: N818 - it is an interrupt, as its base is
+    """The user stopped a run.
+
+    Attributes
+    ----------
+    partial : xarray.Dataset or None
+        What was computed before.
+    """
+
+    def __init__(self, message: str, partial: Any = None) -> None:
+        super().__init__(message)
+        self.partial = partial

@@ -1,0 +1,304 @@
+"""One call from task, network and rule to labelled results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from linfb._checks import choice, integer, real, times_array
+from linfb._provenance import attributes
+from linfb.backend import device_namespace, stream, to_numpy
+from linfb.engine.layers.dense import Dense
+from linfb.linear.flow import State, backward, dynamic, flow, replace_dynamic
+from linfb.linear.solvers import Problem, Solver, named
+from linfb.networks import LinearNetwork
+from linfb.observables.linear import NAMED, Observable, Snapshot
+from linfb.rules import Channel, Rule
+from linfb.rules.channels import Readers, initial_channels, initial_readers
+from linfb.tasks import Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+__all__ = ["initial_state", "simulate"]
+
+_BLOCK = 256  # steps whose samples are drawn together
+
+
+def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) -> tuple[State, Readers]:
+    """Return the weights and feedback arrays of one run at time 0, on the host, in float64.
+
+    Parameters
+    ----------
+    task : Task
+    network : LinearNetwork
+    rule : Rule
+    seed : int
+        Streams: "weights" for the network's start, ("P", layer) and ("Q", layer) for the channels.
+
+    Returns
+    -------
+    state : State
+    readers : Readers
+        With the rank of every channel and the layers where it was capped.
+    """
+    readers = initial_readers(rule, network.widths[1:], seed=seed)
+    effective = [
+        None if P is None or rule.source == "network" else gain**0.5 * P
+        for P, gain in zip(readers.P, readers.gains, strict=True)
+    ]
+    weights = network.start(network.widths, task, effective, stream(seed, "weights"))
+    layers = [Dense(W.shape[1], W.shape[0]) for W in weights]
+    return State(tuple(weights), initial_channels(rule, layers, weights, readers, seed=seed)), readers
+
+
+def _stacked(states: Sequence[State], xp: Any) -> State:
+    """Join the states of all runs along a leading run axis, zero-padding channels to the largest rank.
+
+    Rows of zeros in P and Q carry nothing and stay zero under every rule.
+    """
+
+    def join(arrays: Sequence[Any]) -> Any:
+        if arrays[0] is None:
+            return None
+        rows = max(array.shape[0] for array in arrays)
+        return xp.asarray(np.stack([np.pad(a, ((0, rows - a.shape[0]), (0, 0))) for a in arrays]))
+
+    weights = tuple(join([state.weights[i] for state in states]) for i in range(len(states[0].weights)))
+    channels = []
+    for i in range(len(states[0].channels)):
+        parts = [state.channels[i] for state in states]
+        gains = [part.gain for part in parts]
+        gain = 1.0 if set(gains) == {1.0} else xp.asarray(np.reshape(gains, (-1, 1, 1)).astype(float))
+        channels.append(Channel(join([part.P for part in parts]), join([part.Q for part in parts]), gain))
+    return State(weights, tuple(channels))
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Fresh samples for every run: runs of one seed see the same ones, whatever their rank."""
+
+    task: Task
+    seeds: Sequence[int]
+    xp: Any
+
+    def __call__(self, first: int, limit: int, batch_size: int) -> tuple[Any, Any]:
+        block, offset = divmod(first, _BLOCK)
+        distinct = {seed: self._block(seed, block, batch_size) for seed in set(self.seeds)}
+        last = min(offset + limit, _BLOCK)
+        stacked = (np.stack([distinct[seed][i][offset:last] for seed in self.seeds], axis=1) for i in (0, 1))
+        inputs, labels = (self.xp.asarray(array) for array in stacked)
+        return inputs, labels
+
+    def _block(self, seed: int, block: int, batch_size: int) -> list[np.ndarray]:
+        rng = stream(seed, "samples", batch_size, block)
+        return [array.reshape(_BLOCK, batch_size, -1) for array in self.task.sample(_BLOCK * batch_size, rng)]
+
+
+def _observables(observe: Any) -> dict[str, Observable]:
+    if isinstance(observe, str):
+        observe = (observe,)
+    if isinstance(observe, Mapping):
+        chosen = {}
+        for name, measure in observe.items():
+            if not callable(measure):
+                raise TypeError(f"observe[{name!r}] must be a function of a Snapshot, got {measure!r}")
+            chosen[name] = measure if isinstance(measure, Observable) else Observable(measure)
+        return chosen
+    return {choice("observe", name, NAMED): NAMED[name] for name in observe}
+
+
+def _seeds(seeds: Any) -> tuple[int, ...]:
+    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
+        seeds = (seeds,)
+    checked = tuple(integer(f"seeds[{i}]", seed, at_least=0) for i, seed in enumerate(seeds))
+    if not checked or len(set(checked)) != len(checked):
+        raise ValueError(f"seeds must be at least one and all different, got {checked}")
+    return checked
+
+
+def _rules(rule: Rule, ranks: Any) -> list[Rule]:
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a Rule, for example linfb.rules.low_rank(2), got {rule!r}")
+    if ranks is None:
+        return [rule]
+    if not rule.reader.compresses:
+        raise ValueError(f"ranks cannot vary: the reader of {rule.name!r} does not compress the error")
+    members = [replace(rule, rank=integer(f"ranks[{i}]", rank, at_least=1)) for i, rank in enumerate(ranks)]
+    if not members or len({member.rank for member in members}) != len(members):
+        raise ValueError(f"ranks must be at least one and all different, got {ranks!r}")
+    return members
+
+
+def simulate(
+    task: Task,
+    network: LinearNetwork,
+    rule: Rule,
+    times: Any,
+    *,
+    seeds: int | Sequence[int] = 0,
+    ranks: Sequence[int] | None = None,
+    weight_decay: float = 0.0,
+    method: str | Solver = "dop853",
+    observe: str | Sequence[str] | Mapping[str, Callable[[Snapshot], Any]] = ("loss", "mode_strength"),
+    device: str | ModuleType = "cpu",
+    progress: bool = False,
+) -> xr.Dataset:
+    r"""Let a linear network learn a task under a rule, and return what was observed.
+
+    All seeds and ranks run as one batched ensemble. Runs of one seed share their starting weights, samples and, as far
+    as ranks allow, their channel: the first rows of P do not depend on the rank.
+
+    Parameters
+    ----------
+    task : Task
+    network : LinearNetwork
+    rule : Rule
+    times : array_like, shape (time,)
+        Times to record, non-negative and increasing, in units of :math:`\tau` = 1 / learning rate.
+    seeds : int or sequence of int
+        One run per seed.
+    ranks : sequence of int, optional
+        Runs the rule at each of these ranks instead of its own, as a further dimension of the result.
+    weight_decay : float
+        :math:`\lambda`, on the weights and on those feedback arrays whose rule decays.
+    method : {"dop853", "rk4", "euler", "sgd"} or Solver
+        A solver of :mod:`linfb.linear.solvers`; a name stands for its default settings. "euler" is full-batch gradient
+        descent, "sgd" online learning on fresh samples.
+    observe : str, sequence of str, or mapping
+        Names from ``linfb.observables.NAMED``, or a mapping from names to functions of a
+        :class:`~linfb.observables.Snapshot` that return arrays with a leading run axis.
+    device : {"cpu", "gpu"} or module
+        Where arrays live; an array-API module is taken as it is.
+    progress : bool
+        Whether to show a progress bar over the recorded times.
+
+    Returns
+    -------
+    xarray.Dataset
+        Variables as observed, on dimensions (rank,) seed, time and their own, as NumPy arrays; attributes say how they
+        were made. ``channel_rank`` holds the ranks after capping.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments that do not fit; the message names the argument.
+    DivergenceError
+        If a state stops being finite; the message names time, rule and step size, and ``.partial`` holds what was
+        computed before.
+
+    Notes
+    -----
+    The population flow is integrated on the task's moment set, which is exact for linear networks.
+
+    Examples
+    --------
+    >>> from linfb.networks import Balanced, LinearNetwork
+    >>> from linfb.rules import low_rank, mirrors, readers
+    >>> from linfb.tasks import low_rank_teacher
+    >>> task = low_rank_teacher(8, 4, [3.0, 1.0])
+    >>> rule = low_rank(2, reader=readers.Fixed(), mirror=mirrors.KolenPollack(start="aligned"))
+    >>> result = simulate(task, LinearNetwork((8, 6, 4), Balanced(0.01)), rule, [0.0, 20.0], weight_decay=1e-3)
+    >>> bool(result.loss[0, -1] < 0.01 * result.loss[0, 0])
+    True
+    """
+    from tqdm import tqdm
+
+    from linfb._errors import DivergenceError
+
+    if not isinstance(task, Task):
+        raise TypeError(f"task must be a Task, got {task!r}")
+    if not isinstance(network, LinearNetwork):
+        raise TypeError(f"network must be a LinearNetwork, got {network!r}")
+    network.fits(task)
+    grid = times_array("times", times)
+    weight_decay = real("weight_decay", weight_decay, at_least=0.0)
+    seeds, members, solver, chosen = _seeds(seeds), _rules(rule, ranks), named(method), _observables(observe)
+    xp = device_namespace(device)
+
+    made = [initial_state(task, network, member, seed=seed) for member in members for seed in seeds]
+    state = _stacked([state for state, _ in made], xp)
+    rule = members[0]
+    moments = tuple(xp.asarray(array) for array in task.moment_set())
+
+    def field(arrays: list[Any], data: tuple[Any, Any] = moments) -> list[Any]:
+        return dynamic(rule, flow(rule, weight_decay, replace_dynamic(rule, state, arrays), *data))
+
+    def snapshot(arrays: list[Any], start: Snapshot | None) -> Snapshot:
+        now = replace_dynamic(rule, state, arrays)
+        return Snapshot(
+            task, rule, now.weights, now.channels, start,
+            passes=lambda: backward(rule, now, *moments),
+            velocities=lambda: flow(rule, weight_decay, now, *moments).weights,
+        )  # fmt: skip
+
+    start = snapshot(dynamic(rule, state), None)
+    problem = Problem(field, _Sampler(task, list(seeds) * len(members), xp), len(made), xp)
+    records: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
+
+    def result() -> xr.Dataset:
+        return _dataset(
+            records, chosen, grid, seeds, None if ranks is None else [member.rank for member in members],
+            [readers.ranks for _, readers in made],
+            attributes(
+                task=f"Task(n_in={task.n_in}, n_out={task.n_out}, rank={task.rank})", network=network, rule=rule,
+                weight_decay=weight_decay, method=solver, device=getattr(device, "__name__", device),
+                capped=sorted({layer for _, readers in made for layer in readers.capped}),
+            ),
+        )  # fmt: skip
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        try:
+            states = solver.solve(problem, dynamic(rule, state), grid)
+            for arrays in tqdm(states, total=grid.size, disable=not progress, desc=rule.name):
+                snap = snapshot(arrays, start)
+                for name, observable in chosen.items():
+                    records[name].append(_checked(name, to_numpy(observable.measure(snap)), len(made)))
+        except FloatingPointError as error:
+            partial = result()
+            raise DivergenceError(
+                f"{rule.name} stopped being finite under {type(solver).__name__} at {error}; {partial.sizes['time']} "
+                f"of {grid.size} times are in .partial; try a smaller step size",
+                partial,
+            ) from error
+    return result()
+
+
+def _checked(name: str, value: Any, n_runs: int) -> np.ndarray:
+    array = np.asarray(value)
+    if array.ndim == 0 or array.shape[0] != n_runs:
+        raise ValueError(f"observe[{name!r}] returned shape {array.shape}, expected a leading run axis of {n_runs}")
+    return array
+
+
+def _dataset(
+    records: Mapping[str, list[np.ndarray]],
+    chosen: Mapping[str, Observable],
+    times: np.ndarray,
+    seeds: Sequence[int],
+    ranks: Sequence[int] | None,
+    channel_ranks: Sequence[Sequence[int]],
+    attrs: dict[str, str],
+) -> xr.Dataset:
+    """Return records (per time, with a run axis) as a data set with the run axis unfolded to rank and seed."""
+    import xarray as xr
+
+    outer = {"seed": list(seeds)} if ranks is None else {"rank": list(ranks), "seed": list(seeds)}
+    shape = tuple(len(values) for values in outer.values())
+    done = min((len(values) for values in records.values()), default=len(times))
+    variables: dict[str, Any] = {}
+    for name, values in records.items():
+        if not done:
+            continue
+        array = np.stack(values[:done], axis=1)  # run, time, ...
+        own = array.shape[2:]
+        dims = chosen[name].dims
+        if len(dims) != len(own):
+            dims = tuple(f"{name}_{axis}" for axis in range(len(own)))
+        variables[name] = ((*outer, "time", *dims), array.reshape(*shape, done, *own))
+    variables["channel_rank"] = ((*outer, "channel"), np.reshape(channel_ranks, (*shape, -1)))
+    return xr.Dataset(variables, coords=outer | {"time": times[:done]}, attrs=attrs)
