@@ -1,0 +1,222 @@
+"""A labelled image set: what it holds, where it came from, and how to split it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from linfb._checks import real_array
+from linfb.datasets.splits import Samples, Splits, moments, split_indices, standardised
+
+__all__ = ["Dataset"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Labelled images (or feature vectors) with a fixed test part.
+
+    Made by :func:`linfb.datasets.load_dataset` or, from a user's own arrays, by :meth:`Dataset.from_arrays`. The
+    arrays are read-only.
+
+    Parameters
+    ----------
+    name : str
+        What the data are; a subset says so here.
+    train_images, test_images : numpy.ndarray, shape (sample, height, width, channel) or (sample, feature)
+        Unsigned bytes as in the original files, or finite floats.
+    train_labels, test_labels : numpy.ndarray of int64, shape (sample,)
+        Classes from 0.
+    class_names : tuple of str
+        One name for each class.
+    provenance : mapping of str to str
+        Where the data came from: file name to "sha256:..." for files.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If shapes, types or label ranges do not fit each other; the message names the array.
+
+    Examples
+    --------
+    >>> from linfb.datasets import load_dataset
+    >>> digits = load_dataset("digits")
+    >>> digits.shape, len(digits.train_labels), len(digits.test_labels)
+    ((8, 8, 1), 1437, 360)
+    >>> splits = digits.splits(validation=200, seed=0)
+    >>> x, y = splits.train
+    >>> x.shape, x.dtype, y.shape
+    ((1237, 64), dtype('float32'), (1237,))
+    """
+
+    name: str
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    class_names: tuple[str, ...]
+    provenance: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):
+            images = _images(f"{part}_images", getattr(self, f"{part}_images"))
+            labels = _labels(f"{part}_labels", getattr(self, f"{part}_labels"), len(images), len(self.class_names))
+            object.__setattr__(self, f"{part}_images", _read_only(images))
+            object.__setattr__(self, f"{part}_labels", _read_only(labels))
+        if self.train_images.shape[1:] != self.test_images.shape[1:]:
+            raise ValueError(
+                f"test_images has images of shape {self.test_images.shape[1:]}, expected {self.shape} as in training"
+            )
+        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+
+    @classmethod
+    def from_arrays(
+        cls,
+        train_images: Any,
+        train_labels: Any,
+        test_images: Any,
+        test_labels: Any,
+        *,
+        name: str = "arrays",
+        class_names: Sequence[str] | None = None,
+        provenance: Mapping[str, str] | None = None,
+    ) -> Dataset:
+        """Return a data set of the user's own arrays (copied).
+
+        Parameters
+        ----------
+        train_images, test_images : array_like, shape (sample, feature), (sample, height, width[, channel])
+            Real numbers; three axes are taken as grey images and get a channel axis of size 1. Unsigned bytes stay
+            bytes, float32 stays float32, all else becomes float64.
+        train_labels, test_labels : array_like of int, shape (sample,)
+            Classes from 0.
+        name : str
+            A name for messages and results.
+        class_names : sequence of str, optional
+            Names of the classes; "0", "1", ... up to the largest label if None.
+        provenance : mapping of str to str, optional
+            Notes on the origin.
+
+        Examples
+        --------
+        >>> x = np.arange(12.0).reshape(6, 2)
+        >>> Dataset.from_arrays(x, [0, 1, 0, 1, 0, 1], x[:2], [0, 1]).class_names
+        ('0', '1')
+        """
+        x, y = _own("train", train_images, train_labels)
+        x_test, y_test = _own("test", test_images, test_labels)
+        if class_names is None:
+            class_names = [str(i) for i in range(1 + max(int(y.max()), int(y_test.max())))]
+        return cls(name, x, y, x_test, y_test, tuple(class_names), provenance or {})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one image, (height, width, channel) or (feature,)."""
+        return self.train_images.shape[1:]
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def splits(
+        self,
+        *,
+        validation: int | float = 0.1,
+        train: int | float | None = None,
+        seed: int = 0,
+        draw: str = "stratified",
+        standardise: str = "channel",
+        layout: str = "flat",
+        dtype: Any = "float32",
+    ) -> Splits:
+        r"""Return standardised inputs and labels for training, validation and test.
+
+        .. math:: x = \frac{\text{pixel} - \mu}{s}
+
+        with mean :math:`\mu` and standard deviation :math:`s` of the training part alone (neither validation nor
+        test images enter).
+
+        Parameters
+        ----------
+        validation, train, seed, draw
+            How many of the training images validate and train, and which; see
+            :func:`linfb.datasets.splits.split_indices`.
+        standardise : {"channel", "pixel", "none"}
+            One mean and deviation for each channel (for vectors: each feature), for each pixel, or the bare values.
+        layout : {"flat", "image"}
+            Inputs of shape (sample, feature) or (sample, height, width, channel).
+        dtype : {"float32", "float64"}
+            Type of the inputs.
+
+        Returns
+        -------
+        Splits
+            Its `train`, `validation` and `test` unpack as ``x, y``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument is out of range; the message names it.
+
+        Notes
+        -----
+        Checked by ``tests/test_datasets.py``: disjoint parts, shares of the classes, and that changing validation
+        or test images leaves the training inputs as they are.
+        """
+        chosen, held_out = split_indices(self.train_labels, validation=validation, train=train, seed=seed, draw=draw)
+        mean, std = moments(self.train_images, chosen, standardise)
+
+        def samples(images: np.ndarray, labels: np.ndarray, rows: np.ndarray) -> Samples:
+            return Samples(standardised(images, rows, mean, std, layout=layout, dtype=dtype), labels[rows])
+
+        return Splits(
+            train=samples(self.train_images, self.train_labels, chosen),
+            validation=samples(self.train_images, self.train_labels, held_out),
+            test=samples(self.test_images, self.test_labels, np.arange(len(self.test_labels))),
+            train_indices=chosen,
+            validation_indices=held_out,
+            mean=mean,
+            std=std,
+            class_names=self.class_names,
+        )
+
+
+def _own(part: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return checked copies of one part's arrays, grey images with a channel axis."""
+    pixels = _images(f"{part}_images", images).copy()
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    return pixels, _labels(f"{part}_labels", labels, len(pixels), None).copy()
+
+
+def _images(name: str, images: Any) -> np.ndarray:
+    given = getattr(images, "dtype", None)
+    if given == np.uint8:
+        array = np.asarray(images)
+    else:
+        array = real_array(name, images, dtype=np.float32 if given == np.float32 else np.float64)
+    if array.ndim not in (2, 3, 4) or 0 in array.shape:
+        raise ValueError(
+            f"{name} has shape {array.shape}, expected (sample, feature) or (sample, height, width, channel), not empty"
+        )
+    return array
+
+
+def _labels(name: str, labels: Any, n_samples: int, n_classes: int | None) -> np.ndarray:
+    real_array(name, labels, (n_samples,))
+    array = np.asarray(labels)
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{name} must be integers (classes from 0), got dtype {array.dtype}")
+    if array.min() < 0 or (n_classes is not None and array.max() >= n_classes):
+        top = "" if n_classes is None else f" to {n_classes - 1}"
+        raise ValueError(f"{name} must be classes from 0{top}, got {array.min()} to {array.max()}")
+    return array.astype(np.int64, copy=False)
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    view = array.view()
+    view.flags.writeable = False
+    return view
