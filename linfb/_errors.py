@@ -21,7 +21,7 @@ class DivergenceError(FloatingPointError):
         self.partial = partial
 
 
-class InterruptedRun(KeyboardInterrupt):  # noqa: N818 - it is an interrupt, as its base is
+class InterruptedRun(KeyboardInterrupt):
     """The user stopped a run.
 
     Attributes

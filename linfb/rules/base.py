@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,8 @@ from linfb.backend import transpose
 __all__ = ["Channel", "Layer", "Mirror", "Reader", "Rule", "View", "resolve_rank", "transport"]
 
 
+@runtime_checkable
+@runtime_checkable
 class Layer(Protocol):
     """The pure functions of a parametrised layer that a rule may use; a kernel is any array shaped like its weights."""
 
@@ -88,6 +90,8 @@ class View:
     weights: Any = None
 
 
+@runtime_checkable
+@runtime_checkable
 class Reader(Protocol):
     """How the error is compressed: the matrix P. Class attributes say what a reader is; the defaults are below."""
 
@@ -111,6 +115,8 @@ class Reader(Protocol):
         return None
 
 
+@runtime_checkable
+@runtime_checkable
 class Mirror(Protocol):
     """How the way back follows the forward weights: the kernel Q. Class attributes as for :class:`Reader`."""
 
