@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from linfb.tasks import Task
 __all__ = ["Aligned", "Balanced", "Given", "LinearNetwork", "SmallRandom", "Start"]
 
 
+@runtime_checkable
 class Start(Protocol):
     """How the weights of a network are drawn, on the host."""
 

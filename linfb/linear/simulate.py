@@ -18,7 +18,7 @@ from linfb.linear.solvers import Problem, Solver, named
 from linfb.networks import LinearNetwork
 from linfb.observables.linear import NAMED, Observable, Snapshot
 from linfb.rules import Channel, Rule
-from linfb.rules.channels import Readers, initial_channels, initial_readers
+from linfb.rules.channels import InitialChannels, effective_readers, initial_channels
 from linfb.tasks import Task
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ __all__ = ["initial_state", "simulate"]
 _BLOCK = 256  # steps whose samples are drawn together
 
 
-def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) -> tuple[State, Readers]:
+def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) -> tuple[State, InitialChannels]:
     """Return the weights and feedback arrays of one run at time 0, on the host, in float64.
 
     Parameters
@@ -43,17 +43,14 @@ def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) 
     Returns
     -------
     state : State
-    readers : Readers
+    made : InitialChannels
         With the rank of every channel and the layers where it was capped.
     """
-    readers = initial_readers(rule, network.widths[1:], seed=seed)
-    effective = [
-        None if P is None or rule.source == "network" else gain**0.5 * P
-        for P, gain in zip(readers.P, readers.gains, strict=True)
-    ]
-    weights = network.start(network.widths, task, effective, stream(seed, "weights"))
+    readers = effective_readers(rule, network.widths[1:], seed=seed)
+    weights = network.start(network.widths, task, readers, stream(seed, "weights"))
     layers = [Dense(W.shape[1], W.shape[0]) for W in weights]
-    return State(tuple(weights), initial_channels(rule, layers, weights, readers, seed=seed)), readers
+    made = initial_channels(rule, layers, weights, seed=seed, n_error=task.n_out)
+    return State(tuple(weights), tuple(channel for channel in made.channels if channel is not None)), made
 
 
 def _stacked(states: Sequence[State], xp: Any) -> State:
@@ -243,11 +240,11 @@ def simulate(
     def result() -> xr.Dataset:
         return _dataset(
             records, chosen, grid, seeds, None if ranks is None else [member.rank for member in members],
-            [readers.ranks for _, readers in made],
+            [list(channels.ranks.values()) for _, channels in made],
             attributes(
                 task=f"Task(n_in={task.n_in}, n_out={task.n_out}, rank={task.rank})", network=network, rule=rule,
                 weight_decay=weight_decay, method=solver, device=getattr(device, "__name__", device),
-                capped=sorted({layer for _, readers in made for layer in readers.capped}),
+                capped=sorted({layer for _, channels in made for layer in channels.capped}),
             ),
         )  # fmt: skip
 

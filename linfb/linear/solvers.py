@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -44,6 +44,7 @@ class Problem:
     xp: Any
 
 
+@runtime_checkable
 class Solver(Protocol):
     """How a state is carried from one recorded time to the next."""
 

@@ -10,7 +10,9 @@ from typing import Any, NamedTuple
 from linfb.backend import stream
 from linfb.rules.base import Channel, Rule, resolve_rank
 
-__all__ = ["InitialChannels", "initial_channels"]
+__all__ = ["InitialChannels", "effective_readers", "initial_channels"]
+
+log = logging.getLogger("linfb")
 
 
 class InitialChannels(NamedTuple):
@@ -71,26 +73,56 @@ def initial_channels(
     >>> channels[0], channels[1].P.shape, channels[1].Q.shape, ranks, capped
     (None, (2, 3), (2, 4), {1: 2}, ())
     """
-    if isinstance(rule.rank, dict) and (unknown := sorted(set(rule.rank) - set(range(1, len(layers))))):
-        raise ValueError(
-            f"rank (a mapping) names layer {unknown[0]}; the layers with a channel are 1 to {len(layers) - 1}"
-        )
+    drawn, ranks, capped = _readers(rule, [layer.n_out for layer in layers], n_error, seed)
+    if capped:
+        log.warning("rank %s is capped at the width that layers %s read", rule.rank, list(capped))
     channels: list[Channel | None] = [None]
-    ranks: dict[int, int] = {}
-    capped: list[int] = []
-    for l in range(1, len(layers)):
-        width = n_error if rule.source == "network" else layers[l].n_out
-        rank, was_capped = (width, False) if rule.rank is None else resolve_rank(rule.rank, l, width)
-        ranks[l] = rank
+    for l, (P, gain) in drawn.items():
+        visible = None if rule.source == "network" else weights[l]
+        shape = (ranks[l], *weights[l].shape[1:])
+        channel = rule.mirror.initial(layers[l], P, visible, shape, stream(seed, "Q", l))
+        channels.append(channel._replace(gain=gain))
+    return InitialChannels(tuple(channels), ranks, capped)
+
+
+def effective_readers(rule: Rule, widths: Sequence[int], *, seed: int) -> tuple[Any, ...]:
+    """Return the readers that weights see before they are drawn, the channel's gain shared by P and Q.
+
+    Parameters
+    ----------
+    rule : Rule
+    widths : sequence of int
+        Output widths of the kernel layers, the first included.
+    seed : int
+        Seed of the whole run.
+
+    Returns
+    -------
+    tuple of numpy.ndarray, shape (rank, out), or None
+        One per kernel layer but the first: the same draws as in :func:`initial_channels`, times the root of the gain;
+        None for the identity, for readers that start from the weights, and under a direct rule, where the layer's own
+        output is not what is read.
+    """
+    if rule.source == "network":
+        return (None,) * (len(widths) - 1)
+    drawn = _readers(rule, widths, widths[-1], seed)[0]
+    return tuple(None if P is None else math.sqrt(gain) * P for P, gain in drawn.values())
+
+
+def _readers(
+    rule: Rule, widths: Sequence[int], n_error: int, seed: int
+) -> tuple[dict[int, tuple[Any, float]], dict[int, int], tuple[int, ...]]:
+    """Return P and gain, and rank, by layer, and the layers where the rank was capped."""
+    if isinstance(rule.rank, dict) and (unknown := sorted(set(rule.rank) - set(range(1, len(widths))))):
+        raise ValueError(
+            f"rank (a mapping) names layer {unknown[0]}; the layers with a channel are 1 to {len(widths) - 1}"
+        )
+    drawn, ranks, capped = {}, {}, []
+    for l in range(1, len(widths)):
+        width = n_error if rule.source == "network" else widths[l]
+        ranks[l], was_capped = (width, False) if rule.rank is None else resolve_rank(rule.rank, l, width)
         if was_capped:
             capped.append(l)
-            logging.getLogger("linfb").warning("rank %s of layer %d is capped at its width %d", rule.rank, l, width)
-        channels.append(_draw(rule, layers[l], weights[l], l, rank, width, seed))
-    return InitialChannels(tuple(channels), ranks, tuple(capped))
-
-
-def _draw(rule: Rule, layer: Any, weights: Any, l: int, rank: int, width: int, seed: int) -> Channel:
-    P = rule.reader.initial(rank, width, stream(seed, "P", l))
-    visible = None if rule.source == "network" else weights
-    channel = rule.mirror.initial(layer, P, visible, (rank, *weights.shape[1:]), stream(seed, "Q", l))
-    return channel._replace(gain=math.sqrt(width / rank)) if rule.gain == "full_rank" else channel
+        gain = math.sqrt(width / ranks[l]) if rule.gain == "full_rank" else 1.0
+        drawn[l] = (rule.reader.initial(ranks[l], width, stream(seed, "P", l)), gain)
+    return drawn, ranks, tuple(capped)
