@@ -1,0 +1,75 @@
+"""Sphinx configuration. The build needs no network: MathJax is bundled and there is no intersphinx."""
+
+import ast
+from pathlib import Path
+
+import linfb
+
+DOCS = Path(__file__).parent
+GALLERY = ("modes", "rank", "threshold", "learning_times", "mlp")
+
+project = "linfb"
+author = "The linfb developers"
+copyright = f"2026, {author}"
+version = release = linfb.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx.ext.doctest",
+    "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",
+    "sphinxcontrib.bibtex",
+]
+exclude_patterns = ["_build", "_templates"]
+templates_path = ["_templates"]
+nitpicky = False
+
+html_theme = "furo"
+html_title = f"linfb {release}"
+html_static_path = ["_static"]
+mathjax3_config = {"tex": {"macros": {"T": r"^{\mathsf T}", "d": r"\mathrm{d}"}}}
+
+napoleon_google_docstring = False
+napoleon_use_ivar = True
+napoleon_use_rtype = False
+autosummary_generate = True
+autosummary_ignore_module_all = False
+autodoc_member_order = "bysource"
+autodoc_typehints = "none"  # types and shapes are in the numpydoc sections
+autodoc_mock_imports = ["cupy"]
+# A name that a package re-exports is documented under both paths; a bare reference may mean either.
+suppress_warnings = ["ref.python"]
+
+bibtex_bibfiles = ["references.bib"]
+bibtex_default_style = "plain"
+bibtex_reference_style = "author_year"
+
+
+def gallery() -> str:
+    """Return the sections of the gallery: the docstring of each figure's module and its picture, where there are."""
+    sections = []
+    for name in GALLERY:
+        module = DOCS.parent / "figures" / f"{name}.py"
+        picture = DOCS / "_static" / "gallery" / f"{name}.png"
+        title = f"``{name}``"
+        text = ast.get_docstring(ast.parse(module.read_text())) if module.exists() else None
+        image = (
+            f".. image:: _static/gallery/{name}.png\n   :alt: Figure {name}\n   :target: _static/gallery/{name}.png"
+        )
+        missing = f"*No rendered copy is stored with the documentation;* ``make figures ARGS={name}`` *draws it.*"
+        sections += [title, "-" * len(title), text or "", image if picture.exists() else missing, ""]
+    return "\n\n".join(sections)
+
+
+def setup(app):
+    """Fill the gallery page from the figures that exist, afresh at every build."""
+
+    def fill(app, docname, source):
+        if docname == "gallery":
+            source[0] += "\n\n" + gallery()
+
+    app.connect("source-read", fill)
+    app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["gallery"])
