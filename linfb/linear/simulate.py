@@ -14,6 +14,7 @@ from linfb._provenance import attributes
 from linfb.backend import device_namespace, stream, to_numpy
 from linfb.engine.layers.dense import Dense
 from linfb.linear.flow import State, backward, dynamic, flow, replace_dynamic
+from linfb.linear.online import advance, compiled
 from linfb.linear.solvers import Problem, Solver, named
 from linfb.networks import LinearNetwork
 from linfb.observables.linear import NAMED, Observable, Snapshot
@@ -234,7 +235,13 @@ def simulate(
         )  # fmt: skip
 
     start = snapshot(dynamic(rule, state), None)
-    problem = Problem(field, _Sampler(task, list(seeds) * len(members), xp), len(made), xp)
+
+    def online(arrays: list[Any], inputs: Any, labels: Any, step_size: float) -> list[Any]:
+        now = replace_dynamic(rule, state, arrays)
+        return dynamic(rule, advance(rule, weight_decay, now, inputs, labels, step_size))
+
+    fast = online if compiled(rule) and isinstance(state.weights[0], np.ndarray) else None
+    problem = Problem(field, _Sampler(task, list(seeds) * len(members), xp), len(made), xp, fast)
     records: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
 
     def result() -> xr.Dataset:

@@ -20,6 +20,8 @@ __all__ = ["SGD", "Dop853", "Euler", "Problem", "RungeKutta4", "Solver", "named"
 
 Arrays = list[Any]
 
+_SMALL_BATCH = 16  # beyond it matrix products of the array library beat compiled loops
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -36,12 +38,16 @@ class Problem:
     n_runs : int
     xp : module
         The array namespace.
+    online : callable or None
+        ``online(arrays, inputs, labels, step_size)`` returns the arrays after a gradient step per entry of `inputs`,
+        in compiled code; None where the general path has to do it.
     """
 
     field: Callable[..., Arrays]
     draw: Callable[[int, int, int], tuple[Any, Any]]
     n_runs: int
     xp: Any
+    online: Callable[..., Arrays] | None = None
 
 
 @runtime_checkable
@@ -217,12 +223,18 @@ class SGD:
         for target in _whole_steps(times, self.step_size, "SGD"):
             while done < target:
                 inputs, labels = problem.draw(done, target - done, self.batch_size)
-                for step in range(inputs.shape[0]):
-                    velocities = problem.field(arrays, (inputs[step, ...], labels[step, ...]))
-                    arrays = [a + self.step_size * v for a, v in zip(arrays, velocities, strict=True)]
+                arrays = self._advance(problem, arrays, inputs, labels)
                 done += inputs.shape[0]
                 _finite(problem, arrays, done * self.step_size, self.step_size)
             yield arrays
+
+    def _advance(self, problem: Problem, arrays: Arrays, inputs: Any, labels: Any) -> Arrays:
+        if problem.online is not None and self.batch_size <= _SMALL_BATCH:
+            return problem.online(arrays, inputs, labels, self.step_size)
+        for step in range(inputs.shape[0]):
+            velocities = problem.field(arrays, (inputs[step, ...], labels[step, ...]))
+            arrays = [a + self.step_size * v for a, v in zip(arrays, velocities, strict=True)]
+        return arrays
 
 
 _NAMED: dict[str, Callable[[], Solver]] = {"dop853": Dop853, "rk4": RungeKutta4, "euler": Euler, "sgd": SGD}

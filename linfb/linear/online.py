@@ -1,0 +1,69 @@
+"""Online learning through the compiled kernel, runs of an ensemble in parallel threads."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from linfb.linear.flow import State
+from linfb.rules import Channel, Rule, mirrors, readers
+
+__all__ = ["advance", "compiled"]
+
+_WAYS = {mirrors.Zero: 0, mirrors.Fixed: 1, mirrors.KolenPollack: 1, mirrors.Exact: 2}
+
+
+def compiled(rule: Rule) -> bool:
+    """Return whether the compiled kernel knows the rule; the others take the general path."""
+    if isinstance(rule.reader, readers.Oja):
+        known_reader = rule.reader.covariance == "second_moment"
+    else:
+        known_reader = isinstance(rule.reader, readers.Identity | readers.Fixed)
+    return known_reader and type(rule.mirror) in _WAYS
+
+
+def advance(
+    rule: Rule, weight_decay: float, state: State, inputs: np.ndarray, labels: np.ndarray, step_size: float
+) -> State:
+    """Return the state of all runs after one step per entry of `inputs`.
+
+    Parameters
+    ----------
+    rule : Rule
+        One that :func:`compiled` accepts.
+    weight_decay : float
+    state : State
+        NumPy arrays with a leading run axis.
+    inputs, labels : numpy.ndarray, shapes (step, run, batch, in) and (step, run, batch, out)
+    step_size : float
+    """
+    from linfb.kernels import cpu
+
+    weights = tuple(np.array(W) for W in state.weights)
+    n_runs = len(weights[0])
+    P, Q, gains = [np.zeros((n_runs, 0, 0))], [np.zeros((n_runs, 0, 0))], [np.ones(n_runs)]
+    for W, channel in zip(weights[1:], state.channels, strict=True):
+        P.append(np.zeros((n_runs, 0, W.shape[1])) if channel.P is None else np.array(channel.P))
+        Q.append(np.zeros((n_runs, 0, W.shape[2])) if channel.Q is None else np.array(channel.Q))
+        gains.append(np.broadcast_to(np.ravel(channel.gain), n_runs))
+    gain = np.stack(gains, axis=1)
+    way, on = _WAYS[type(rule.mirror)], getattr(rule.reader, "on", "errors")
+    rates = (float(rule.mirror.rate * rule.mirror.learns), float(rule.reader.rate * rule.reader.learns))
+
+    def run(r: int) -> None:
+        cpu.online_sgd(
+            tuple(W[r] for W in weights), tuple(p[r] for p in P), tuple(q[r] for q in Q), gain[r],
+            np.ascontiguousarray(inputs[:, r]), np.ascontiguousarray(labels[:, r]),
+            step_size, weight_decay, way, *rates, on == "labels", rule.source == "network",
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(min(n_runs, os.cpu_count() or 1)) as pool:
+        list(pool.map(run, range(n_runs)))
+    channels = tuple(
+        Channel(None if channel.P is None else p, None if channel.Q is None else q, channel.gain)
+        for channel, p, q in zip(state.channels, P[1:], Q[1:], strict=True)
+    )
+    return State(weights, channels)
