@@ -1,0 +1,253 @@
+"""What a derivation is, how it is registered, and how it is verified.
+
+A derivation is a list of equations, each with the rewritings that must turn ``lhs - rhs`` into zero. Nothing is printed on a page
+that was not verified: the equations of a statement are steps marked as `key`, or the closed form whose conditions are steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import sympy as sp
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A way to show that an expression vanishes: `apply` must return zero.
+
+    Parameters
+    ----------
+    description : str
+        Completes the sentence "checked ..." on the page (RST).
+    apply : callable
+        Takes the difference of the two sides of an equation (a scalar, an explicit matrix or a matrix expression).
+    """
+
+    description: str
+    apply: Callable[[Any], Any]
+
+
+def _entrywise(function: Callable[[sp.Expr], sp.Expr]) -> Callable[[Any], Any]:
+    """Let a rewriting of scalars act on each entry of an explicit matrix."""
+    return lambda value: value.applyfunc(function) if isinstance(value, sp.MatrixBase) else function(value)
+
+
+SIMPLIFY = Rewriting("by simplification", _entrywise(sp.simplify))
+EXPAND = Rewriting("by expanding both sides", _entrywise(sp.expand))
+RATIONAL = Rewriting(
+    "as an identity of rational functions (common denominator, expanded)",
+    _entrywise(lambda expr: sp.cancel(sp.together(expr))),
+)
+EVALUATE = Rewriting(
+    "by carrying out the derivatives, integrals and limits and simplifying",
+    _entrywise(lambda expr: sp.simplify(expr.doit())),
+)
+EXPONENTIALS = Rewriting(
+    "by writing hyperbolic functions as exponentials and expanding",
+    _entrywise(lambda expr: sp.expand(sp.expand(expr.doit().rewrite(sp.exp)), power_exp=True)),
+)
+GAMMA = Rewriting("by the recursion of the gamma function", _entrywise(lambda expr: sp.gammasimp(expr.rewrite(sp.gamma))))
+
+
+@dataclass(frozen=True)
+class Step:
+    """One sentence and one verified equation.
+
+    Parameters
+    ----------
+    text : str
+        The sentence (RST, without the equation).
+    lhs, rhs : SymPy expression, explicit matrix or matrix expression
+        The two sides.
+    by : tuple of Rewriting
+        Every one of them must turn ``lhs - rhs`` into zero.
+    key : bool
+        Whether the equation is part of the statement.
+    shown, shown_rhs : str
+        LaTeX printed in place of `lhs` and `rhs`: a time derivative that is already worked out in `lhs`, the name of a large matrix.
+    """
+
+    text: str
+    lhs: Any
+    rhs: Any
+    by: tuple[Rewriting, ...] = (SIMPLIFY,)
+    key: bool = False
+    shown: str = ""
+    shown_rhs: str = ""
+
+    @property
+    def equation(self) -> str:
+        """The equation in LaTeX."""
+        return f"{self.shown or sp.latex(self.lhs)} = {self.shown_rhs or sp.latex(self.rhs)}"
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A formula that can be evaluated, with the equations that make it the right one.
+
+    Parameters
+    ----------
+    name : str
+        LaTeX of what the formula gives.
+    expression : SymPy expression or explicit matrix
+        The formula.
+    symbols : tuple of sympy.Symbol
+        Its arguments, in the order for ``sympy.lambdify``.
+    conditions : callable
+        Takes a candidate formula and returns the steps it must satisfy (equation of motion, initial value, limits).
+    shown : str
+        LaTeX printed in place of an expression that is an explicit matrix; a condition must tie the two together.
+    """
+
+    name: str
+    expression: Any
+    symbols: tuple[sp.Symbol, ...]
+    conditions: Callable[[Any], tuple[Step, ...]]
+    shown: str = ""
+
+    @property
+    def equation(self) -> str:
+        """The formula in LaTeX."""
+        return f"{self.name} = {self.shown or sp.latex(self.expression)}"
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """A result: what holds, under which assumptions, and the verified steps that lead to it.
+
+    Parameters
+    ----------
+    name : str
+        The name on the command line and of the page.
+    title : str
+        The heading of the page.
+    statement : str
+        The result in words (RST); its equations are the key steps and the closed form.
+    assumptions : tuple of str
+        One sentence each (RST).
+    steps : tuple of Step
+        The equations.
+    closed_form : ClosedForm, optional
+        The formula, when the result is one.
+    sizes : str
+        At which explicit sizes matrix identities were verified, and what is known beyond them.
+    theory : tuple of str
+        Names in ``linfb.theory`` that compute the result.
+    test : str
+        The test that compares the two.
+    citations : tuple of str
+        Keys of the bibliography.
+    """
+
+    name: str
+    title: str
+    statement: str
+    assumptions: tuple[str, ...]
+    steps: tuple[Step, ...]
+    closed_form: ClosedForm | None = None
+    sizes: str = ""
+    theory: tuple[str, ...] = ()
+    test: str = ""
+    citations: tuple[str, ...] = ()
+
+    @property
+    def expression(self) -> Any:
+        """The closed form's expression, or None."""
+        return None if self.closed_form is None else self.closed_form.expression
+
+    @property
+    def symbols(self) -> tuple[sp.Symbol, ...]:
+        """The closed form's arguments, in order; empty without a closed form."""
+        return () if self.closed_form is None else self.closed_form.symbols
+
+    @property
+    def equations(self) -> tuple[Step, ...]:
+        """All equations to be verified: the steps, then the conditions on the closed form."""
+        if self.closed_form is None:
+            return self.steps
+        return self.steps + self.closed_form.conditions(self.closed_form.expression)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An equation that did not reduce to zero."""
+
+    number: int
+    step: Step
+    rewriting: Rewriting
+    residual: Any
+
+    def __str__(self) -> str:
+        text = str(self.residual)
+        short = text if len(text) <= 200 else text[:200] + " ..."
+        return f"equation {self.number} ({self.step.text}): not verified {self.rewriting.description}; left over: {short}"
+
+
+def _vanishes(value: Any) -> bool:
+    """Whether a rewritten difference is zero; what is undecided or not a number is not zero."""
+    if isinstance(value, sp.MatrixBase):
+        return all(entry == 0 for entry in value)
+    return bool(value == 0)
+
+
+def failures(step: Step, number: int = 1) -> tuple[Failure, ...]:
+    """Return the rewritings of a step that do not give zero.
+
+    Examples
+    --------
+    >>> import sympy as sp
+    >>> x = sp.Symbol("x")
+    >>> failures(Step("The double angle.", sp.sin(2 * x), 2 * sp.sin(x) * sp.cos(x)))
+    ()
+    >>> len(failures(Step("A wrong factor.", sp.sin(2 * x), sp.sin(x) * sp.cos(x))))
+    1
+    """
+    difference = step.lhs - step.rhs
+    rewritten = ((rewriting, rewriting.apply(difference)) for rewriting in step.by)
+    return tuple(Failure(number, step, rewriting, value) for rewriting, value in rewritten if not _vanishes(value))
+
+
+def verify(derivation: Derivation) -> tuple[Failure, ...]:
+    """Return the equations of a derivation that fail; empty when all hold.
+
+    Raises
+    ------
+    ValueError
+        If the derivation has no equation, or an equation names no rewriting: there is nothing that could fail.
+    """
+    equations = derivation.equations
+    if not equations:
+        raise ValueError(f"derivation {derivation.name} has no equation to verify")
+    for step in equations:
+        if not step.by:
+            raise ValueError(f"derivation {derivation.name}: no rewriting verifies the equation {step.text!r}")
+    return tuple(failure for number, step in enumerate(equations, 1) for failure in failures(step, number))
+
+
+REGISTRY: dict[str, Callable[[], Derivation]] = {}
+
+
+def derivation(function: Callable[[], Derivation]) -> Callable[[], Derivation]:
+    """Register a function that returns a derivation under the function's name."""
+    name = function.__name__
+    if name in REGISTRY:
+        raise ValueError(f"two derivations are named {name}")
+    REGISTRY[name] = function
+    return function
+
+
+def derive(name: str) -> Derivation:
+    """Return the derivation of that name, or say which names exist."""
+    if name not in REGISTRY:
+        raise ValueError(f"unknown derivation {name!r}; known: {', '.join(REGISTRY)}")
+    result = REGISTRY[name]()
+    if result.name != name:
+        raise ValueError(f"derivation {name} calls itself {result.name}")
+    return result
+
+
+def derive_all(names: Iterable[str] = ()) -> tuple[Derivation, ...]:
+    """Return the named derivations in the given order, or all of them in the order of their registration."""
+    return tuple(derive(name) for name in (tuple(names) or tuple(REGISTRY)))
