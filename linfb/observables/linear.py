@@ -193,7 +193,7 @@ NAMED: dict[str, Observable] = {
     "loss": Observable(loss, (), of_map=True),
     "mode_strength": Observable(mode_strength, ("mode",), of_map=True),
     "singular_values": Observable(singular_values, ("singular_value",), of_map=True),
-    "map": Observable(network_map, ("out", "in"), of_map=True),
+    "network_map": Observable(network_map, ("out", "in"), of_map=True),
     "mirror_alignment": Observable(mirror_alignment, ("channel",)),
     "error_alignment": Observable(error_alignment, ("channel",)),
     "captured_energy": Observable(captured_energy, ("channel",)),
