@@ -1,6 +1,8 @@
 """Sphinx configuration. The build needs no network: MathJax is bundled and there is no intersphinx."""
 
 import ast
+import pkgutil
+from importlib import import_module
 from pathlib import Path
 
 import linfb
@@ -30,13 +32,12 @@ nitpicky = False
 html_theme = "furo"
 html_title = f"linfb {release}"
 html_static_path = ["_static"]
-mathjax3_config = {"tex": {"macros": {"T": r"^{\mathsf T}", "d": r"\mathrm{d}"}}}
 
 napoleon_google_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 autosummary_generate = True
-autosummary_ignore_module_all = False
+autosummary_ignore_module_all = True  # list every module, not only those that a package exports
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"  # types and shapes are in the numpydoc sections
 autodoc_mock_imports = ["cupy"]
@@ -48,6 +49,16 @@ bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
 
 
+def shadowed() -> list[str]:
+    """Return modules whose package holds a function under their name, as ``linfb.linear.simulate``."""
+    names = [module.name for module in pkgutil.walk_packages(linfb.__path__, "linfb.")]
+    homes = [name.rpartition(".")[::2] for name in names]
+    return [f"{home}.{name}" for home, name in homes if callable(getattr(import_module(home), name, None))]
+
+
+autosummary_context = {"shadowed": shadowed()}
+
+
 def gallery() -> str:
     """Return the sections of the gallery: the docstring of each figure's module and its picture, where there are."""
     sections = []
@@ -56,20 +67,28 @@ def gallery() -> str:
         picture = DOCS / "_static" / "gallery" / f"{name}.png"
         title = f"``{name}``"
         text = ast.get_docstring(ast.parse(module.read_text())) if module.exists() else None
-        image = (
-            f".. image:: _static/gallery/{name}.png\n   :alt: Figure {name}\n   :target: _static/gallery/{name}.png"
-        )
+        image = f".. image:: _static/gallery/{name}.png\n   :alt: Figure {name}\n   :target: _static/gallery/{name}.png"
         missing = f"*No rendered copy is stored with the documentation;* ``make figures ARGS={name}`` *draws it.*"
         sections += [title, "-" * len(title), text or "", image if picture.exists() else missing, ""]
     return "\n\n".join(sections)
 
 
+def is_at_home(module: str, obj: object) -> bool:
+    """Say whether a class is defined in `module` or directly below it, so that it is not documented a third time."""
+    return not isinstance(obj, type) or obj.__module__.rpartition(".")[0] == module or obj.__module__ == module
+
+
 def setup(app):
-    """Fill the gallery page from the figures that exist, afresh at every build."""
+    """Fill the gallery page from the figures that exist, afresh at every build; keep classes to their packages."""
 
     def fill(app, docname, source):
         if docname == "gallery":
             source[0] += "\n\n" + gallery()
 
+    def skip(app, what, name, obj, skip, options):
+        module = app.env.temp_data.get("autodoc:module")
+        return True if what == "module" and module and not is_at_home(module, obj) else None
+
     app.connect("source-read", fill)
+    app.connect("autodoc-skip-member", skip)
     app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["gallery"])
