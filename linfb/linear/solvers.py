@@ -20,7 +20,7 @@ __all__ = ["SGD", "Dop853", "Euler", "Problem", "RungeKutta4", "Solver", "named"
 
 Arrays = list[Any]
 
-_SMALL_BATCH = 16  # beyond it matrix products of the array library beat compiled loops
+_SMALL_BATCH = 4  # beyond it matrix products of the array library beat compiled loops
 
 
 @dataclass(frozen=True)
