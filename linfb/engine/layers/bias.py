@@ -1,0 +1,59 @@
+"""A learned offset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from linfb._checks import integer
+from linfb.backend import namespace
+
+__all__ = ["Bias"]
+
+
+@dataclass(frozen=True)
+class Bias:
+    r"""Add one number to each feature, :math:`y = x + b`.
+
+    Parameters
+    ----------
+    n_features : int
+        Width; the weights are one array of this shape, zero at the start.
+
+    Examples
+    --------
+    >>> layer, b = Bias(2), np.array([1.0, 2.0])
+    >>> y, cache = layer.forward(b, np.ones((3, 2)))
+    >>> y[0], layer.grad(b, cache, np.ones((3, 2)))
+    (array([2., 3.]), array([3., 3.]))
+    """
+
+    n_features: int
+
+    def __post_init__(self) -> None:
+        integer("n_features", self.n_features, at_least=1)
+
+    def initial_weights(self) -> np.ndarray:
+        """Return the weights at the start, on the host: zeros, shape (features,)."""
+        return np.zeros(self.n_features)
+
+    def forward(
+        self, weights: Float[Any, " features"], x: Float[Any, "batch features"]
+    ) -> tuple[Float[Any, "batch features"], None]:
+        """Return the output; nothing has to be kept."""
+        return x + weights, None
+
+    def grad(
+        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "batch features"]
+    ) -> Float[Any, " features"]:
+        """Return the gradient of the offset, summed over the batch."""
+        return namespace(delta).sum(delta, axis=0)
+
+    def pull(
+        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "batch features"]
+    ) -> Float[Any, "batch features"]:
+        """Return the error at the input, which is that at the output."""
+        return delta
