@@ -35,6 +35,7 @@ html_static_path = ["_static"]
 
 napoleon_google_docstring = False
 napoleon_use_ivar = True
+napoleon_use_param = False  # types are prose with shapes, not names to link
 napoleon_use_rtype = False
 autosummary_generate = True
 autosummary_ignore_module_all = True  # list every module, not only those that a package exports

@@ -1,0 +1,52 @@
+"""The documentation's examples run, and its citations and labels lead somewhere."""
+
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(page for page in DOCS.glob("*.rst") if ">>>" in page.read_text())
+KEYS = set(re.findall(r"^@\w+\{(\w+),", (DOCS / "references.bib").read_text(), re.MULTILINE))
+CITE = re.compile(r":cite:[pt]:`([^`]+)`")
+
+
+def cited(text):
+    """Return the keys that a text cites."""
+    return {key.strip() for keys in CITE.findall(text) for key in keys.split(",")}
+
+
+def run(text, name):
+    """Return the number of failed and of attempted examples of a page."""
+    examples = doctest.DocTestParser().get_doctest(text, {}, name, None, 0)
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    return runner.run(examples)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_examples_of_page(page):
+    results = run(page.read_text(), page.name)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+def test_a_wrong_example_fails(capsys):
+    assert run(">>> 1 + 1\n3\n", "wrong").failed == 1
+
+
+def test_there_are_pages_with_examples():
+    assert {"getting_started", "rules", "datasets"} <= {page.stem for page in PAGES}
+
+
+def test_citations_are_in_the_bibliography():
+    folders = [ROOT / name for name in ("linfb", "derivations", "figures", "docs")]
+    files = [path for folder in folders for suffix in ("py", "rst") for path in folder.rglob(f"*.{suffix}")]
+    used = {key: path for path in files if "_build" not in path.parts for key in cited(path.read_text())}
+    assert "hanut2025" in used
+    assert not {key: path for key, path in used.items() if key not in KEYS}
+
+
+def test_an_unknown_citation_is_found():
+    assert cited(":cite:p:`saxe2013, nobody1999`") - KEYS == {"nobody1999"}
