@@ -19,6 +19,7 @@ _NAMES = {
     "DivergenceError": "_errors",
     "Given": "networks",
     "LinearNetwork": "networks",
+    "NoClosedFormError": "_errors",
     "Rule": "rules",
     "SmallRandom": "networks",
     "Task": "tasks",
@@ -33,7 +34,7 @@ __all__ = ["__version__", *sorted(_MODULES), *sorted(_NAMES)]
 
 if TYPE_CHECKING:
     from linfb import backend, datasets, engine, linear, networks, observables, rules, tasks, theory
-    from linfb._errors import DivergenceError
+    from linfb._errors import DivergenceError, NoClosedFormError
     from linfb.linear import simulate
     from linfb.networks import Aligned, Balanced, Given, LinearNetwork, SmallRandom
     from linfb.rules import Rule

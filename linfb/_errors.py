@@ -33,3 +33,7 @@ class InterruptedRun(KeyboardInterrupt):
     def __init__(self, message: str, partial: Any = None) -> None:
         super().__init__(message)
         self.partial = partial
+
+
+class NoClosedFormError(ValueError):
+    """Theory has no closed form for what was asked; the message names the assumption that fails."""

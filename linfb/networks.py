@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from linfb._checks import integer, real, real_array
+from linfb.backend import stream
 from linfb.tasks import Task
 
 __all__ = ["Aligned", "Balanced", "Given", "LinearNetwork", "SmallRandom", "Start"]
@@ -183,14 +184,18 @@ class LinearNetwork:
         widths = tuple(integer(f"widths[{i}]", width, at_least=1) for i, width in enumerate(self.widths))
         if len(widths) < 3:
             raise ValueError(f"widths must have at least three entries (two layers of weights), got {widths}")
-        if not callable(self.start):
-            raise TypeError(f"start must be a callable such as SmallRandom(), got {self.start!r}")
+        if not callable(self.start) or isinstance(self.start, type):
+            raise TypeError(f"start must be a start such as SmallRandom(), got {self.start!r}")
         object.__setattr__(self, "widths", widths)
 
     @property
     def depth(self) -> int:
         """Number of layers of weights."""
         return len(self.widths) - 1
+
+    def draw(self, task: Task, readers: Sequence[np.ndarray | None], *, seed: int) -> tuple[np.ndarray, ...]:
+        """Return the starting weights of one run from its stream "weights"; `readers` as in :class:`Start`."""
+        return tuple(self.start(self.widths, task, readers, stream(seed, "weights")))
 
     def fits(self, task: Task) -> None:
         """Raise a ValueError if the network's ends do not have the task's widths."""

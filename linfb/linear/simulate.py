@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from linfb._checks import choice, integer, real, times_array
-from linfb._provenance import attributes
-from linfb.backend import device_namespace, stream, to_numpy
+from linfb._plan import Observe, Recorder, plan
+from linfb.backend import device_namespace, stream
 from linfb.engine.layers.dense import Dense
 from linfb.linear.flow import State, backward, dynamic, flow, replace_dynamic
 from linfb.linear.online import advance, compiled
 from linfb.linear.solvers import Problem, Solver, named
 from linfb.networks import LinearNetwork
-from linfb.observables.linear import NAMED, Observable, Snapshot
+from linfb.observables.linear import Snapshot
 from linfb.rules import Channel, Rule
 from linfb.rules.channels import InitialChannels, effective_readers, initial_channels
 from linfb.tasks import Task
@@ -48,7 +47,7 @@ def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) 
         With the rank of every channel and the layers where it was capped.
     """
     readers = effective_readers(rule, network.widths[1:], seed=seed)
-    weights = network.start(network.widths, task, readers, stream(seed, "weights"))
+    weights = network.draw(task, readers, seed=seed)
     layers = [Dense(W.shape[1], W.shape[0]) for W in weights]
     made = initial_channels(rule, layers, weights, seed=seed, n_error=task.n_out)
     return State(tuple(weights), tuple(channel for channel in made.channels if channel is not None)), made
@@ -97,41 +96,6 @@ class _Sampler:
         return [array.reshape(_BLOCK, batch_size, -1) for array in self.task.sample(_BLOCK * batch_size, rng)]
 
 
-def _observables(observe: Any) -> dict[str, Observable]:
-    if isinstance(observe, str):
-        observe = (observe,)
-    if isinstance(observe, Mapping):
-        chosen = {}
-        for name, measure in observe.items():
-            if not callable(measure):
-                raise TypeError(f"observe[{name!r}] must be a function of a Snapshot, got {measure!r}")
-            chosen[name] = measure if isinstance(measure, Observable) else Observable(measure)
-        return chosen
-    return {choice("observe", name, NAMED): NAMED[name] for name in observe}
-
-
-def _seeds(seeds: Any) -> tuple[int, ...]:
-    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
-        seeds = (seeds,)
-    checked = tuple(integer(f"seeds[{i}]", seed, at_least=0) for i, seed in enumerate(seeds))
-    if not checked or len(set(checked)) != len(checked):
-        raise ValueError(f"seeds must be at least one and all different, got {checked}")
-    return checked
-
-
-def _rules(rule: Rule, ranks: Any) -> list[Rule]:
-    if not isinstance(rule, Rule):
-        raise TypeError(f"rule must be a Rule, for example linfb.rules.low_rank(2), got {rule!r}")
-    if ranks is None:
-        return [rule]
-    if not rule.reader.compresses:
-        raise ValueError(f"ranks cannot vary: the reader of {rule.name!r} does not compress the error")
-    members = [replace(rule, rank=integer(f"ranks[{i}]", rank, at_least=1)) for i, rank in enumerate(ranks)]
-    if not members or len({member.rank for member in members}) != len(members):
-        raise ValueError(f"ranks must be at least one and all different, got {ranks!r}")
-    return members
-
-
 def simulate(
     task: Task,
     network: LinearNetwork,
@@ -142,7 +106,7 @@ def simulate(
     ranks: Sequence[int] | None = None,
     weight_decay: float = 0.0,
     method: str | Solver = "dop853",
-    observe: str | Sequence[str] | Mapping[str, Callable[[Snapshot], Any]] = ("loss", "mode_strength"),
+    observe: Observe = ("loss", "mode_strength"),
     device: str | ModuleType = "cpu",
     progress: bool = False,
 ) -> xr.Dataset:
@@ -208,101 +172,49 @@ def simulate(
 
     from linfb._errors import DivergenceError
 
-    if not isinstance(task, Task):
-        raise TypeError(f"task must be a Task, got {task!r}")
-    if not isinstance(network, LinearNetwork):
-        raise TypeError(f"network must be a LinearNetwork, got {network!r}")
-    network.fits(task)
-    grid = times_array("times", times)
-    weight_decay = real("weight_decay", weight_decay, at_least=0.0)
-    seeds, members, solver, chosen = _seeds(seeds), _rules(rule, ranks), named(method), _observables(observe)
-    xp = device_namespace(device)
-
-    made = [initial_state(task, network, member, seed=seed) for member in members for seed in seeds]
-    state = _stacked([state for state, _ in made], xp)
-    rule = members[0]
+    runs = plan(task, network, rule, times, seeds=seeds, ranks=ranks, weight_decay=weight_decay, observe=observe)
+    solver, xp = named(method), device_namespace(device)
+    made = [initial_state(task, network, member, seed=seed) for member, seed in runs.runs]
+    state = _stacked([one for one, _ in made], xp)
+    rule, recorder = runs.rules[0], Recorder(runs)
     moments = tuple(xp.asarray(array) for array in task.moment_set())
 
     def field(arrays: list[Any], data: tuple[Any, Any] = moments) -> list[Any]:
-        return dynamic(rule, flow(rule, weight_decay, replace_dynamic(rule, state, arrays), *data))
+        return dynamic(rule, flow(rule, runs.weight_decay, replace_dynamic(rule, state, arrays), *data))
+
+    def online(arrays: list[Any], inputs: Any, labels: Any, step_size: float) -> list[Any]:
+        now = replace_dynamic(rule, state, arrays)
+        return dynamic(rule, advance(rule, runs.weight_decay, now, inputs, labels, step_size))
 
     def snapshot(arrays: list[Any], start: Snapshot | None) -> Snapshot:
         now = replace_dynamic(rule, state, arrays)
         return Snapshot(
             task, rule, now.weights, now.channels, start,
             passes=lambda: backward(rule, now, *moments),
-            velocities=lambda: flow(rule, weight_decay, now, *moments).weights,
+            velocities=lambda: flow(rule, runs.weight_decay, now, *moments).weights,
         )  # fmt: skip
-
-    start = snapshot(dynamic(rule, state), None)
-
-    def online(arrays: list[Any], inputs: Any, labels: Any, step_size: float) -> list[Any]:
-        now = replace_dynamic(rule, state, arrays)
-        return dynamic(rule, advance(rule, weight_decay, now, inputs, labels, step_size))
-
-    fast = online if compiled(rule) and isinstance(state.weights[0], np.ndarray) else None
-    problem = Problem(field, _Sampler(task, list(seeds) * len(members), xp), len(made), xp, fast)
-    records: dict[str, list[np.ndarray]] = {name: [] for name in chosen}
 
     def result() -> xr.Dataset:
-        return _dataset(
-            records, chosen, grid, seeds, None if ranks is None else [member.rank for member in members],
+        return recorder.dataset(
             [list(channels.ranks.values()) for _, channels in made],
-            attributes(
-                task=f"Task(n_in={task.n_in}, n_out={task.n_out}, rank={task.rank})", network=network, rule=rule,
-                weight_decay=weight_decay, method=solver, device=getattr(device, "__name__", device),
-                capped=sorted({layer for _, channels in made for layer in channels.capped}),
-            ),
-        )  # fmt: skip
+            method=solver,
+            device=getattr(device, "__name__", device),
+            capped=sorted({layer for _, channels in made for layer in channels.capped}),
+        )
 
+    start = snapshot(dynamic(rule, state), None)
+    fast = online if compiled(rule) and isinstance(state.weights[0], np.ndarray) else None
+    problem = Problem(field, _Sampler(task, [seed for _, seed in runs.runs], xp), len(made), xp, fast)
     with np.errstate(over="ignore", invalid="ignore"):
         try:
-            states = solver.solve(problem, dynamic(rule, state), grid)
-            for arrays in tqdm(states, total=grid.size, disable=not progress, desc=rule.name):
-                snap = snapshot(arrays, start)
-                for name, observable in chosen.items():
-                    records[name].append(_checked(name, to_numpy(observable.measure(snap)), len(made)))
+            states = solver.solve(problem, dynamic(rule, state), runs.times)
+            for arrays in tqdm(states, total=runs.times.size, disable=not progress, desc=rule.name):
+                recorder.add(snapshot(arrays, start))
         except FloatingPointError as error:
             partial = result()
             raise DivergenceError(
                 f"{rule.name} stopped being finite under {type(solver).__name__} at {error}; {partial.sizes['time']} "
-                f"of {grid.size} times are in .partial; try a smaller step size",
+                f"of {runs.times.size} times are in .partial; try a smaller step size",
                 partial,
             ) from error
     return result()
-
-
-def _checked(name: str, value: Any, n_runs: int) -> np.ndarray:
-    array = np.asarray(value)
-    if array.ndim == 0 or array.shape[0] != n_runs:
-        raise ValueError(f"observe[{name!r}] returned shape {array.shape}, expected a leading run axis of {n_runs}")
-    return array
-
-
-def _dataset(
-    records: Mapping[str, list[np.ndarray]],
-    chosen: Mapping[str, Observable],
-    times: np.ndarray,
-    seeds: Sequence[int],
-    ranks: Sequence[int] | None,
-    channel_ranks: Sequence[Sequence[int]],
-    attrs: dict[str, str],
-) -> xr.Dataset:
-    """Return records (per time, with a run axis) as a data set with the run axis unfolded to rank and seed."""
-    import xarray as xr
-
-    outer = {"seed": list(seeds)} if ranks is None else {"rank": list(ranks), "seed": list(seeds)}
-    shape = tuple(len(values) for values in outer.values())
-    done = min((len(values) for values in records.values()), default=len(times))
-    variables: dict[str, Any] = {}
-    for name, values in records.items():
-        if not done:
-            continue
-        array = np.stack(values[:done], axis=1)  # run, time, ...
-        own = array.shape[2:]
-        dims = chosen[name].dims
-        if len(dims) != len(own):
-            dims = tuple(f"{name}_{axis}" for axis in range(len(own)))
-        variables[name] = ((*outer, "time", *dims), array.reshape(*shape, done, *own))
-    variables["channel_rank"] = ((*outer, "channel"), np.reshape(channel_ranks, (*shape, -1)))
-    return xr.Dataset(variables, coords=outer | {"time": times[:done]}, attrs=attrs)
