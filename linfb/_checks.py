@@ -62,9 +62,13 @@ def real(
     at_most: float | None = None,
 ) -> float:
     """Return `value` as a finite float within the given bounds, or raise an error that names the argument."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real | np.ndarray) or np.ndim(value) != 0:
+    scalar_array = isinstance(value, np.ndarray) and value.ndim == 0 and value.dtype.kind in "fiu"
+    if isinstance(value, bool) or not (scalar_array or isinstance(value, numbers.Real)):
         raise TypeError(f"{name} must be a real number, got {value!r}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be finite, got a number beyond the range of floats") from error
     bounds = [
         (f"> {above}", above is None or number > above),
         (f">= {at_least}", at_least is None or number >= at_least),
@@ -103,7 +107,7 @@ def times_array(name: str, value: Any) -> np.ndarray:
 
 def choice(name: str, value: Any, allowed: Collection[str]) -> str:
     """Return `value` if it is one of `allowed`, or raise a ValueError that lists them."""
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
     return value
 
@@ -112,6 +116,8 @@ def covariance(name: str, value: Any, size: int) -> np.ndarray:
     """Return `value` as a symmetric positive semi-definite (size, size) array, or say how it fails to be one."""
     matrix = real_array(name, value, (size, size))
     scale = max(float(np.abs(matrix).max(initial=0.0)), np.finfo(float).tiny)
+    if scale > 1e150:
+        raise ValueError(f"{name} has entries up to {scale:.3g}, whose squares are beyond the range of floats")
     asymmetry = float(np.abs(matrix - matrix.T).max(initial=0.0))
     if asymmetry > 1e-10 * scale:
         raise ValueError(f"{name} must be symmetric; largest |C - C.T| is {asymmetry:.3g}")

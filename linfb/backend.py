@@ -60,6 +60,8 @@ def device_namespace(device: str | ModuleType) -> Any:
         If CuPy is installed and finds no usable device.
     """
     if isinstance(device, ModuleType):
+        if not all(hasattr(device, name) for name in ("asarray", "matmul", "linalg")):
+            raise ValueError(f"device must be 'cpu', 'gpu' or an array-API module, got the module {device.__name__!r}")
         return device
     if device == "cpu":
         import array_api_compat.numpy as xp

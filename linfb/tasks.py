@@ -59,10 +59,10 @@ class Task:
             object.__setattr__(
                 self, "input_covariance", covariance("input_covariance", self.input_covariance, self.n_in)
             )
-        if np.ndim(self.label_noise) == 0:
-            object.__setattr__(self, "label_noise", real("label_noise", self.label_noise, at_least=0.0))
-        else:
+        if isinstance(self.label_noise, list | tuple) or getattr(self.label_noise, "ndim", 0):
             object.__setattr__(self, "label_noise", covariance("label_noise", self.label_noise, self.n_out))
+        else:
+            object.__setattr__(self, "label_noise", real("label_noise", self.label_noise, at_least=0.0))
 
     @property
     def n_in(self) -> int:

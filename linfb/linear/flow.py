@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from jaxtyping import Float
 
+from linfb.backend import namespace
 from linfb.engine.layers.dense import Dense
 from linfb.rules import Channel, Rule, transport
 
@@ -60,6 +61,8 @@ class Pass(NamedTuple):
 
 def backward(rule: Rule, state: State, inputs: Float[Any, "*batch in"], labels: Float[Any, "*batch out"]) -> Pass:
     """Send inputs forward and the error back as the rule carries it."""
+    if len({type(array) for array in (inputs, labels, *state.weights)}) > 1:
+        namespace(inputs, labels, *state.weights)  # refuses arrays of different libraries, with advice
     activities = [inputs]
     for weights in state.weights:
         activities.append(_layer(weights).forward(weights, activities[-1])[0])

@@ -152,7 +152,7 @@ class RungeKutta4:
     def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
         """Yield the arrays at each of `times`."""
         now = 0.0
-        for time in times:
+        for time in times.tolist():
             n_steps = math.ceil((time - now) / self.step_size - 1e-9)
             for step in range(n_steps):
                 h = (time - now) / n_steps
@@ -164,7 +164,7 @@ class RungeKutta4:
                 arrays = [a + (h / 6) * (s1 + 2 * s2 + 2 * s3 + s4) for a, s1, s2, s3, s4 in slopes]
                 if step % 256 == 255:
                     _finite(problem, arrays, now + (step + 1) * h, h)
-            now = float(time)
+            now = time
             _finite(problem, arrays, now, self.step_size)
             yield arrays
 
@@ -246,6 +246,6 @@ def named(method: str | Solver) -> Solver:
         if method not in _NAMED:
             raise ValueError(f"method must be one of {', '.join(map(repr, _NAMED))} or a solver, got {method!r}")
         return _NAMED[method]()
-    if not callable(getattr(method, "solve", None)):
+    if isinstance(method, type) or not callable(getattr(method, "solve", None)):
         raise TypeError(f"method must be a name or a solver such as linfb.linear.Euler(1e-3), got {method!r}")
     return method

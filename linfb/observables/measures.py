@@ -22,14 +22,15 @@ def cosine(a: Float[Any, "*run rows columns"], b: Float[Any, "*run rows columns"
     """
     xp = namespace(a, b)
     product = xp.sum(a * b, axis=(-2, -1))
-    norms = xp.sqrt(xp.sum(a * a, axis=(-2, -1)) * xp.sum(b * b, axis=(-2, -1)))
+    norms = xp.sqrt(xp.sum(a * a, axis=(-2, -1))) * xp.sqrt(xp.sum(b * b, axis=(-2, -1)))
     return _ratio(xp, product, norms)
 
 
 def participation_ratio(matrix: Float[Any, "*run rows columns"]) -> Any:
     r"""Return the effective rank :math:`(\sum_i s_i^2)^2/\sum_i s_i^4` from the singular values s; NaN for zero.
 
-    Computed from the smaller Gram matrix, without a singular value decomposition.
+    Computed from the smaller Gram matrix of the matrix over its largest entry, without a singular value
+    decomposition; fourth powers neither overflow nor vanish.
 
     Examples
     --------
@@ -38,6 +39,8 @@ def participation_ratio(matrix: Float[Any, "*run rows columns"]) -> Any:
     2.0
     """
     xp = namespace(matrix)
+    largest = xp.max(xp.abs(matrix), axis=(-2, -1), keepdims=True)
+    matrix = matrix / xp.where(largest > 0, largest, xp.ones_like(largest))
     tall = matrix.shape[-2] > matrix.shape[-1]
     gram = transpose(matrix) @ matrix if tall else matrix @ transpose(matrix)
     total = xp.linalg.trace(gram)

@@ -7,7 +7,7 @@ library and on any layer that offers the functions of :class:`Layer`, in the lin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
@@ -19,7 +19,6 @@ from linfb.backend import transpose
 __all__ = ["Channel", "Layer", "Mirror", "Reader", "Rule", "View", "resolve_rank", "transport"]
 
 
-@runtime_checkable
 @runtime_checkable
 class Layer(Protocol):
     """The pure functions of a parametrised layer that a rule may use; a kernel is any array shaped like its weights."""
@@ -91,7 +90,6 @@ class View:
 
 
 @runtime_checkable
-@runtime_checkable
 class Reader(Protocol):
     """How the error is compressed: the matrix P. Class attributes say what a reader is; the defaults are below."""
 
@@ -115,7 +113,6 @@ class Reader(Protocol):
         return None
 
 
-@runtime_checkable
 @runtime_checkable
 class Mirror(Protocol):
     """How the way back follows the forward weights: the kernel Q. Class attributes as for :class:`Reader`."""
@@ -180,8 +177,8 @@ class Rule:
     def __post_init__(self) -> None:
         choice("source", self.source, ("above", "network"))
         choice("gain", self.gain, ("none", "full_rank"))
-        for argument, value in (("reader", self.reader), ("mirror", self.mirror)):
-            if not callable(getattr(value, "gradient", None)) or not callable(getattr(value, "initial", None)):
+        for argument, value, kind in (("reader", self.reader, Reader), ("mirror", self.mirror, Mirror)):
+            if isinstance(value, type) or not isinstance(value, kind):
                 raise TypeError(
                     f"{argument} must be a {argument} object such as linfb.rules.{argument}s offers, got {value!r}"
                 )
@@ -191,7 +188,7 @@ class Rule:
         if not self.reader.compresses and self.rank is not None:
             raise ValueError(f"rank must be None: the reader {self.reader.name!r} does not compress the error")
         if self.rank is not None:
-            specs = self.rank.values() if isinstance(self.rank, dict) else [self.rank]
+            specs = self.rank.values() if isinstance(self.rank, Mapping) else [self.rank]
             for spec in specs:
                 _check_rank(spec)
         if self.source == "network" and (self.transports_weights or self.mirror.name == "weight_mirror"):
@@ -227,7 +224,7 @@ def resolve_rank(rank: Any, layer: int, width: int) -> tuple[int, bool]:
     ValueError
         If a mapping lacks the layer, or names a rank beyond its width.
     """
-    explicit = isinstance(rank, dict)
+    explicit = isinstance(rank, Mapping)
     if explicit:
         if layer not in rank:
             raise ValueError(f"rank (a mapping) has no entry for layer {layer}; it has {sorted(rank)}")

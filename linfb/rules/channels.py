@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from linfb.backend import stream
@@ -113,7 +113,7 @@ def _readers(
     rule: Rule, widths: Sequence[int], n_error: int, seed: int
 ) -> tuple[dict[int, tuple[Any, float]], dict[int, int], tuple[int, ...]]:
     """Return P and gain, and rank, by layer, and the layers where the rank was capped."""
-    if isinstance(rule.rank, dict) and (unknown := sorted(set(rule.rank) - set(range(1, len(widths))))):
+    if isinstance(rule.rank, Mapping) and (unknown := sorted(set(rule.rank) - set(range(1, len(widths))))):
         raise ValueError(
             f"rank (a mapping) names layer {unknown[0]}; the layers with a channel are 1 to {len(widths) - 1}"
         )
