@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,7 +69,7 @@ class Dataset:
             raise ValueError(
                 f"test_images has images of shape {self.test_images.shape[1:]}, expected {self.shape} as in training"
             )
-        object.__setattr__(self, "provenance", MappingProxyType(dict(self.provenance)))
+        object.__setattr__(self, "provenance", dict(self.provenance))
 
     @classmethod
     def from_arrays(

@@ -5,10 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import lzma
+import os
 import sys
 import tarfile
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from linfb.datasets.sources import Download, Source
 __all__ = ["checksum", "decompress", "fetch", "locate", "read_source"]
 
 _XZ_MEMORY = 256 * 2**20
+_THREADS = min(4, os.cpu_count() or 1)
 _SUFFIXES = ("", ".gz", ".xz")
 
 
@@ -111,8 +114,10 @@ def _editions_of(place: Any, content: bytes | Path, expected: dict[str, str]) ->
 def _contents(source: Source, found: dict[str, Path] | Path) -> Iterator[tuple[str, Any, bytes]]:
     """Yield (file, place for messages, content) of each file of a data set."""
     if isinstance(found, dict):
-        for file, path in found.items():
-            yield file, path, decompress(path, source.limits[file])
+        with ThreadPoolExecutor(_THREADS) as pool:  # the decoders release the interpreter's lock
+            contents = pool.map(lambda item: decompress(item[1], source.limits[item[0]]), found.items())
+            for (file, path), content in zip(found.items(), contents, strict=True):
+                yield file, path, content
         return
     _editions_of(found, found, {"archive": source.downloads[0].checksum})
     try:
@@ -156,7 +161,8 @@ def read_source(source: Source, found: dict[str, Path] | Path) -> tuple[str, dic
     for file, place, content in _contents(source, found):
         matching = _editions_of(place, content, source.expected(file))
         if not editions & matching:
-            raise ValueError(f"{place}: belongs to {' or '.join(matching)}, the files before it to {editions}")
+            before = " or ".join(sorted(editions))
+            raise ValueError(f"{place}: belongs to {' or '.join(sorted(matching))}, the files before it to {before}")
         editions &= matching
         try:
             parts[file] = source.parse(file, content)
@@ -188,6 +194,9 @@ def fetch(download: Download, folder: Path) -> Path:
             )
         except (OSError, ValueError) as error:
             errors.append(error)
+            response = getattr(error, "response", None)
+            if response is not None:
+                response.close()  # a refusal leaves its connection open otherwise
     reasons = "\n".join(f"  {url}: {error}" for url, error in zip(download.urls, errors, strict=True))
     kind = ValueError if isinstance(errors[-1], ValueError) else OSError
     raise kind(f"could not download {download.file}:\n{reasons}")
