@@ -124,14 +124,14 @@ def _finite(problem: Problem, arrays: Arrays, time: float, step_size: float) -> 
         raise FloatingPointError(f"t = {time:.6g}, step size {step_size:g}")
 
 
-def _whole_steps(times: np.ndarray, step_size: float, name: str) -> np.ndarray:
+def _whole_steps(times: np.ndarray, step_size: float, name: str) -> list[int]:
     steps = np.rint(times / step_size)
     off = np.abs(times - steps * step_size) > 1e-9 * np.maximum(times, step_size)
     if np.any(off):
         raise ValueError(
             f"times must be multiples of the step size {step_size:g} under {name}; {times[off][0]:g} is not"
         )
-    return steps.astype(int)
+    return [int(step) for step in steps]
 
 
 @dataclass(frozen=True)

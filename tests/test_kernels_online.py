@@ -1,0 +1,109 @@
+"""The compiled online step against its plain twin, and through `simulate` against the general path."""
+
+import itertools
+import sys
+
+import numpy as np
+import pytest
+
+import linfb
+import linfb.linear.simulate
+from linfb import rules
+from linfb.kernels import cpu, reference
+from linfb.linear import SGD
+from linfb.rules import mirrors, readers
+
+CASES = [
+    pytest.param(
+        widths,
+        full,
+        way,
+        q_rate,
+        p_rate,
+        labels,
+        direct,
+        id=f"{len(widths) - 1}-{full}-{way}-{q_rate}-{p_rate}-{labels}-{direct}",
+    )
+    for widths in [(8, 6, 4), (8, 6, 5, 4)]
+    for full, way, q_rate, p_rate, labels, direct in [
+        (True, 0, 0.0, 0.0, False, False),
+        (True, 1, 0.0, 0.0, False, False),
+        (True, 1, 0.7, 0.0, False, True),
+        (True, 2, 0.0, 0.0, False, False),
+        (False, 1, 0.0, 0.0, False, False),
+        (False, 1, 1.0, 0.5, False, False),
+        (False, 1, 1.0, 0.5, True, False),
+        (False, 1, 1.0, 0.5, True, True),
+        (False, 2, 0.0, 0.5, False, False),
+    ]
+]
+
+
+def network(widths, full, direct, rng, rank=2):
+    W = [rng.standard_normal((o, i)) / np.sqrt(i) for i, o in itertools.pairwise(widths)]
+    P, Q = [np.zeros((0, widths[1]))], [np.zeros((0, widths[0]))]
+    for l in range(1, len(W)):
+        read = widths[-1] if direct else widths[l + 1]
+        rows = read if full else rank
+        P.append(np.zeros((0, read)) if full else np.linalg.qr(rng.standard_normal((read, rank)))[0].T.copy())
+        Q.append(rng.standard_normal((rows, widths[l])) / 3)
+    return W, P, Q
+
+
+@pytest.mark.parametrize(("widths", "full", "way", "q_rate", "p_rate", "labels", "direct"), CASES)
+@pytest.mark.parametrize("batch", [1, 3])
+def test_compiled_step_equals_its_twin(widths, full, way, q_rate, p_rate, labels, direct, batch):
+    rng = np.random.default_rng(1)
+    start = network(widths, full, direct, rng)
+    x, y = rng.standard_normal((40, batch, 8)), rng.standard_normal((40, batch, 4))
+    gains = np.array([1.0, 1.3, 0.7])[: len(widths) - 1]
+
+    def advance(kernel, decay):
+        arrays = [tuple(array.copy() for array in group) for group in start]
+        kernel.online_sgd(*arrays, gains, x, y, 0.01, decay, way, q_rate, p_rate, labels, direct)
+        return [array for group in arrays for array in group if array.size]
+
+    def distance(a, b):
+        return max(float(np.abs(one - two).max()) for one, two in zip(a, b, strict=True))
+
+    expected = advance(reference, 0.1)
+    assert distance(advance(cpu, 0.1), expected) < 1e-12
+    assert distance(advance(cpu, 0.2), expected) > 1e-6  # another decay is another trajectory
+
+
+RULES = {
+    "bp": rules.backpropagation(),
+    "zero": rules.zero_feedback(),
+    "fa": rules.feedback_alignment(rank=3),
+    "dfa": rules.direct_feedback_alignment(),
+    "kp": rules.kolen_pollack(),
+    "low-rank": rules.low_rank(2, gain="full_rank"),
+    "perfect": rules.low_rank(2, mirror=mirrors.Exact()),
+    "direct": rules.direct_low_rank(2, reader=readers.Oja(on="labels", rate=3.0)),
+}
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_compiled_path_of_simulate_equals_the_general_one(name, monkeypatch):
+    task = linfb.low_rank_teacher(12, 6, [3.0, 2.0, 1.0], label_noise=0.1)
+    rule = RULES[name]
+    ranks = [1, 2, 4] if rule.reader.compresses else None
+
+    def run(step_size=1e-2):
+        return linfb.simulate(
+            task, linfb.LinearNetwork((12, 7, 5, 6), linfb.Balanced(0.3)), rule, [0.0, 0.3, 1.0], seeds=range(2),
+            ranks=ranks, weight_decay=0.1, method=SGD(step_size), observe="network_map",
+        )["network_map"].values  # fmt: skip
+
+    fast = run()
+    monkeypatch.setattr(sys.modules["linfb.linear.simulate"], "compiled", lambda rule: False)
+    assert np.abs(fast - run()).max() < 1e-12
+    assert np.abs(fast - run(0.5e-2)).max() > 1e-5
+
+
+def test_rules_outside_the_kernel_take_the_general_path():
+    from linfb.linear.online import compiled
+
+    outside = [rules.local(2), rules.normative(2), rules.weight_mirror()]
+    assert not any(compiled(rule) for rule in outside)
+    assert not compiled(rules.low_rank(2, reader=readers.Oja(covariance="normalised")))
