@@ -27,17 +27,17 @@ def sgd(
 ) -> tuple[Any, Any]:
     """Take one step of gradient descent with momentum; overwrites `value` and `velocity`."""
     numbers = _cast(value, learning_rate, momentum, lookahead, coupled, 1 - learning_rate * decoupled)
-    _sgd(*_flat(value, gradient, velocity), *numbers, lookahead > 0)
+    _sgd(*_flat(value, gradient, velocity), *numbers)
     return value, velocity
 
 
 @njit(cache=True, nogil=True, error_model="numpy")
-def _sgd(value, gradient, velocity, rate, momentum, lookahead, coupled, keep, looks_ahead):
+def _sgd(value, gradient, velocity, rate, momentum, lookahead, coupled, keep):
     for i in range(value.size):
         g = gradient[i] + coupled * value[i]
         v = momentum * velocity[i] + g
         velocity[i] = v
-        value[i] = keep * value[i] - rate * (g + lookahead * v if looks_ahead else v)
+        value[i] = keep * value[i] - rate * (g + lookahead * v if lookahead > 0 else v)
 
 
 def adam(
