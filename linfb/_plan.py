@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Observe", "Plan", "Recorder", "plan"]
 
+_TAKEN = ("rank", "seed", "time", "channel_rank")
 Observe = str | Sequence[str] | Mapping[str, Callable[[Any], Any]]
 
 
@@ -101,6 +102,8 @@ def _observables(observe: Any) -> dict[str, Observable]:
         observe = (observe,)
     if isinstance(observe, Mapping):
         for name, measure in observe.items():
+            if not isinstance(name, str) or name in _TAKEN:
+                raise ValueError(f"observe names a variable {name!r}; expected text other than {', '.join(_TAKEN)}")
             if not callable(measure) and not isinstance(measure, Observable):
                 raise TypeError(f"observe[{name!r}] must be a function of a Snapshot, got {measure!r}")
         return {
@@ -123,6 +126,7 @@ class Recorder:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.records: dict[str, list[np.ndarray]] = {name: [] for name in plan.observables}
+        self.done = 0
 
     def add(self, snapshot: Any) -> None:
         """Measure every observable on a snapshot of all runs at the next time."""
@@ -134,6 +138,7 @@ class Recorder:
                     f"observe[{name!r}] returned shape {array.shape}, expected a leading run axis of {runs}"
                 )
             self.records[name].append(array)
+        self.done += 1
 
     def dataset(self, channel_ranks: Sequence[Sequence[int]], **config: Any) -> xr.Dataset:
         """Return what was recorded, the run axis unfolded to (rank and) seed, with provenance in the attributes."""
@@ -142,19 +147,18 @@ class Recorder:
         p = self.plan
         outer = {"seed": list(p.seeds)} if p.ranks is None else {"rank": list(p.ranks), "seed": list(p.seeds)}
         shape = tuple(len(values) for values in outer.values())
-        done = min((len(values) for values in self.records.values()), default=len(p.times))
         variables: dict[str, Any] = {}
         for name, values in self.records.items():
-            if not done:
+            if not self.done:
                 continue
-            array = np.stack(values[:done], axis=1)  # run, time, ...
+            array = np.stack(values, axis=1)  # run, time, ...
             own, dims = array.shape[2:], p.observables[name].dims
             if len(dims) != len(own):
                 dims = tuple(f"{name}_{axis}" for axis in range(len(own)))
-            variables[name] = ((*outer, "time", *dims), array.reshape(*shape, done, *own))
+            variables[name] = ((*outer, "time", *dims), array.reshape(*shape, self.done, *own))
         variables["channel_rank"] = ((*outer, "channel"), np.reshape(channel_ranks, (*shape, -1)))
         described = attributes(
             task=f"Task(n_in={p.task.n_in}, n_out={p.task.n_out}, rank={p.task.rank}, whitened={p.task.whitened})",
             network=p.network, rule=p.rules[0], weight_decay=p.weight_decay, **config,
         )  # fmt: skip
-        return xr.Dataset(variables, coords=outer | {"time": p.times[:done]}, attrs=described)
+        return xr.Dataset(variables, coords=outer | {"time": p.times[: self.done]}, attrs=described)

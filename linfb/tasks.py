@@ -174,16 +174,15 @@ class Task:
     def moment_set(self) -> tuple[np.ndarray, np.ndarray]:
         """Return a finite data set whose averages are exactly the population moments.
 
-        Inputs are the columns of a square root of Sigma_xx times the square root of the number of rows; label
-        noise is carried by further rows with zero input, which act on covariances and on the loss but, as in the
-        population, on no gradient of a linear network.
+        Rows of orthonormal columns, each orthogonal to the vector of ones, times square roots of Sigma_xx and of
+        the noise covariance: the mean is zero as well, so that rules that centre their signals see the population.
 
         Returns
         -------
         inputs : numpy.ndarray, shape (sample, in)
         labels : numpy.ndarray, shape (sample, out)
             With ``inputs.T @ inputs / sample == Sigma_xx``, ``labels.T @ inputs / sample == Sigma_yx`` and
-            ``labels.T @ labels / sample == Sigma_yy``.
+            ``labels.T @ labels / sample == Sigma_yy``, and zero mean, to rounding.
 
         Examples
         --------
@@ -192,13 +191,21 @@ class Task:
         >>> y.T @ y / len(y)
         array([[4.25]])
         """
-        inputs = self._input_root.T
+        noisy = bool(np.any(self.noise_covariance))
+        rows = _centred_rows(self.n_in + noisy * self.n_out)
+        inputs = rows[:, : self.n_in] @ self._input_root.T
         labels = inputs @ self.teacher.T
-        if np.any(self.noise_covariance):
-            inputs = np.concatenate([inputs, np.zeros((self.n_out, self.n_in))])
-            labels = np.concatenate([labels, _root(self.noise_covariance).T])
-        scale = np.sqrt(len(inputs))
-        return scale * inputs, scale * labels
+        if noisy:
+            labels = labels + rows[:, self.n_in :] @ _root(self.noise_covariance).T
+        return inputs, labels
+
+
+def _centred_rows(size: int) -> np.ndarray:
+    """Return (size + 1, size) rows of mean zero and identity second moment: a scaled reflection without its mean."""
+    n_rows = size + 1
+    reflected = np.eye(n_rows) - 1.0 / (n_rows - np.sqrt(n_rows))
+    reflected[0] = 1.0 / np.sqrt(n_rows)
+    return np.sqrt(n_rows) * reflected[:, 1:]
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from linfb.linear.flow import State, backward, dynamic, flow, replace_dynamic
 from linfb.linear.online import advance, compiled
 from linfb.linear.solvers import Problem, Solver, named
 from linfb.networks import LinearNetwork
-from linfb.observables.linear import Snapshot
+from linfb.observables.linear import Snapshot, loss
 from linfb.rules import Channel, Rule
 from linfb.rules.channels import InitialChannels, effective_readers, initial_channels
 from linfb.tasks import Task
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["initial_state", "simulate"]
 
-_BLOCK = 256  # steps whose samples are drawn together
+_BLOCK = 1024  # samples of a run that are drawn together (at least one step's)
 
 
 def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) -> tuple[State, InitialChannels]:
@@ -82,18 +82,22 @@ class _Sampler:
     task: Task
     seeds: Sequence[int]
     xp: Any
+    _drawn: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, first: int, limit: int, batch_size: int) -> tuple[Any, Any]:
-        block, offset = divmod(first, _BLOCK)
-        distinct = {seed: self._block(seed, block, batch_size) for seed in set(self.seeds)}
-        last = min(offset + limit, _BLOCK)
+        steps = max(1, _BLOCK // batch_size)
+        block, offset = divmod(first, steps)
+        if self._drawn.get("block") != (block, batch_size):
+            draws = {seed: self._block(seed, block, steps, batch_size) for seed in dict.fromkeys(self.seeds)}
+            self._drawn.update(block=(block, batch_size), draws=draws)
+        distinct, last = self._drawn["draws"], min(offset + limit, steps)
         stacked = (np.stack([distinct[seed][i][offset:last] for seed in self.seeds], axis=1) for i in (0, 1))
         inputs, labels = (self.xp.asarray(array) for array in stacked)
         return inputs, labels
 
-    def _block(self, seed: int, block: int, batch_size: int) -> list[np.ndarray]:
+    def _block(self, seed: int, block: int, steps: int, batch_size: int) -> list[np.ndarray]:
         rng = stream(seed, "samples", batch_size, block)
-        return [array.reshape(_BLOCK, batch_size, -1) for array in self.task.sample(_BLOCK * batch_size, rng)]
+        return [array.reshape(steps, batch_size, -1) for array in self.task.sample(steps * batch_size, rng)]
 
 
 def simulate(
@@ -179,7 +183,7 @@ def simulate(
     rule, recorder = runs.rules[0], Recorder(runs)
     moments = tuple(xp.asarray(array) for array in task.moment_set())
 
-    def field(arrays: list[Any], data: tuple[Any, Any] = moments) -> list[Any]:
+    def velocity(arrays: list[Any], data: tuple[Any, Any] = moments) -> list[Any]:
         return dynamic(rule, flow(rule, runs.weight_decay, replace_dynamic(rule, state, arrays), *data))
 
     def online(arrays: list[Any], inputs: Any, labels: Any, step_size: float) -> list[Any]:
@@ -204,12 +208,16 @@ def simulate(
 
     start = snapshot(dynamic(rule, state), None)
     fast = online if compiled(rule) and isinstance(state.weights[0], np.ndarray) else None
-    problem = Problem(field, _Sampler(task, [seed for _, seed in runs.runs], xp), len(made), xp, fast)
+    problem = Problem(velocity, _Sampler(task, [seed for _, seed in runs.runs], xp), len(made), xp, fast)
     with np.errstate(over="ignore", invalid="ignore"):
         try:
             states = solver.solve(problem, dynamic(rule, state), runs.times)
-            for arrays in tqdm(states, total=runs.times.size, disable=not progress, desc=rule.name):
-                recorder.add(snapshot(arrays, start))
+            rows = zip(runs.times.tolist(), states, strict=True)
+            for time, arrays in tqdm(rows, total=runs.times.size, disable=not progress, desc=rule.name):
+                now = snapshot(arrays, start)
+                if not bool(xp.all(xp.isfinite(loss(now)))):
+                    raise FloatingPointError(f"t = {time:.6g} (its loss), step size {_step_size(solver)}")
+                recorder.add(now)
         except FloatingPointError as error:
             partial = result()
             raise DivergenceError(
@@ -218,3 +226,7 @@ def simulate(
                 partial,
             ) from error
     return result()
+
+
+def _step_size(solver: Solver) -> Any:
+    return getattr(solver, "step_size", "adaptive")
