@@ -1,0 +1,31 @@
+"""Figures: each module simulates, then plots; `python -m figures` runs them with a cache.
+
+A figure is a module of this package with a docstring (question, theory, what is seen) and
+
+``CONFIGS``
+    a frozen dataclass of settings per preset, ``{"quick": Config(...), "paper": Config(...)}``;
+``PARTS``
+    the name of a tuple-valued field of the configuration: each of its entries is simulated, cached and, with more than
+    one process, distributed on its own;
+``simulate(config, resources) -> xarray.Dataset``
+    with a dimension called after that field's singular, along which parts are joined;
+``checks(results) -> dict``
+    how far theory and simulation are apart, and how far a wrong theory is, as numbers for the provenance file;
+``plot(results, config) -> matplotlib.figure.Figure``
+    reads the data set and computes nothing that takes time.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+NAMES = ("modes", "rank", "threshold", "learning_times", "mlp")
+"""All figures, in the order in which they are made."""
+
+
+def load(name: str) -> Any:
+    """Return the module of a figure, or raise a ValueError that lists the figures there are."""
+    from linfb._checks import choice
+
+    return import_module(f"figures.{choice('figure', name, NAMES)}")

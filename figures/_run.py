@@ -1,0 +1,200 @@
+"""From a figure's module to its files: simulate what is not cached, plot, say where everything comes from."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from figures import _cache, _source, load
+from figures._style import style
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+DPI = 200
+
+
+@dataclass(frozen=True)
+class Resources:
+    """Where a simulation runs and finds its data; results must not depend on it beyond rounding.
+
+    Parameters
+    ----------
+    device : {"cpu", "gpu"}
+    data_root : str, optional
+        Folder of image data; None stands for the environment variable LINFB_DATA.
+    """
+
+    device: str = "cpu"
+    data_root: str | None = None
+
+
+@dataclass
+class Part:
+    """One cached unit of a figure: the configuration reduced to one entry of the field that is split."""
+
+    name: str
+    label: str
+    config: Any
+    key: str
+    dataset: xr.Dataset | None = None
+    record: dict[str, Any] = field(default_factory=dict)
+
+
+def parts_of(name: str, config: Any, resources: Resources) -> list[Part]:
+    """Return the units of a figure."""
+    split = load(name).PARTS
+    return [
+        Part(name, str(entry), part, _cache.key_of(name, part, resources.device))
+        for entry in getattr(config, split)
+        for part in [replace(config, **{split: (entry,)})]
+    ]
+
+
+def compute(part: Part, resources: Resources, folder: Path) -> Part:
+    """Simulate one part on one BLAS thread and store it; the matrices are small, the parts run side by side."""
+    from threadpoolctl import threadpool_limits
+
+    start = time.perf_counter()
+    with threadpool_limits(1):
+        dataset = load(part.name).simulate(part.config, resources)
+    record = {
+        "figure": part.name,
+        "part": part.label,
+        "seconds": round(time.perf_counter() - start, 2),
+        "computed": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    _cache.store(folder, part.key, dataset, **record)
+    return replace(part, dataset=dataset, record=record)
+
+
+def fill(
+    parts: Sequence[Part], resources: Resources, folder: Path, *, jobs: int, force: bool, say: Callable[[str], None]
+) -> Iterator[Part]:
+    """Yield every part with its data set as it becomes ready, or with an ``error`` in its record."""
+    missing = []
+    for part in parts:
+        found = None
+        if not force:
+            try:
+                found = _cache.fetch(folder, part.key)
+            except _cache.CorruptCache as error:
+                say(f"{part.name} [{part.label}]: cached file is damaged and computed anew: {error}")
+        if found is None:
+            missing.append(part)
+        else:
+            yield replace(part, dataset=found[0], record=found[1] | {"from_cache": True})
+    with _executor(jobs, len(missing)) as submit:
+        running = {submit(compute, part, resources, folder): part for part in missing}
+        for future in as_completed(running):
+            error = future.exception()
+            if error is None:
+                yield replace(future.result(), record=future.result().record | {"from_cache": False})
+            elif isinstance(error, Exception):
+                yield replace(running[future], record={"error": error})
+            else:
+                raise error
+
+
+@contextmanager
+def _executor(jobs: int, tasks: int) -> Iterator[Callable[..., Future]]:
+    """Give a function like ``Executor.submit``: other processes, or this one where one is enough."""
+    if min(jobs, tasks) > 1:
+        pool = ProcessPoolExecutor(min(jobs, tasks), mp_context=get_context("spawn"))
+        try:
+            yield pool.submit
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+        return
+
+    def here(function: Callable[..., Any], *arguments: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    yield here
+
+
+def joined(name: str, config: Any, parts: Sequence[Part]) -> xr.Dataset:
+    """Join the parts of a figure along the dimension called after the field that is split (its name without s)."""
+    import xarray as xr
+
+    split = load(name).PARTS
+    by_label = {part.label: part.dataset for part in parts}
+    ordered = [by_label[str(entry)] for entry in getattr(config, split)]
+    return xr.concat(ordered, dim=split.removesuffix("s"), combine_attrs="drop_conflicts", join="outer")
+
+
+def draw(name: str, config: Any, results: xr.Dataset, folder: Path) -> dict[str, Any]:
+    """Write the PDF and the PNG of a figure and return what `checks` finds."""
+    module = load(name)
+    checks = {key: float(value) for key, value in module.checks(results).items()}
+    with style():
+        figure = module.plot(results, config)
+        for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
+            _cache.write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())
+    return checks
+
+
+def provenance(name: str, preset: str, config: Any, resources: Resources, parts: Sequence[Part]) -> dict[str, Any]:
+    """Return where a figure comes from, as JSON can hold it."""
+    from importlib.metadata import version
+
+    from linfb._provenance import versions
+
+    packages = ("matplotlib", "h5netcdf", "scikit-learn")
+    return {
+        "figure": name,
+        "preset": preset,
+        "config": asdict(config),
+        "seeds": list(config.seeds),
+        "device": resources.device,
+        "machine": platform.machine(),
+        "versions": versions() | {package: version(package) for package in packages},
+        "git": git_state(),
+        "library_sha256": _source.library_hash(),
+        "parts": {
+            part.label: {"key": part.key} | {k: part.record.get(k) for k in ("seconds", "computed", "from_cache")}
+            for part in parts
+        },
+        "seconds_of_simulation": round(sum(part.record.get("seconds", 0.0) for part in parts), 2),
+        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_state() -> dict[str, Any]:
+    """Return the commit of this checkout and whether files differ from it; None where that cannot be told."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
+        )
+        return done.stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write a provenance file."""
+    _cache.write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

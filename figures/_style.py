@@ -1,0 +1,96 @@
+"""One look for all figures: theory in black lines, simulation in colour, readable at column width."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+COLUMN, PAGE = 3.4, 7.0
+"""Widths of one column and of a page, in inches."""
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5FA8", "#8C6D31")
+"""Okabe and Ito's colours, which remain distinct under colour blindness (without yellow and black), and two more."""
+
+THEORY = {"color": "black", "linewidth": 0.9, "zorder": 3}
+"""How theory is drawn."""
+
+GREY = "#8A8A8A"
+
+
+def style() -> AbstractContextManager[None]:
+    """Return a context in which Matplotlib draws in the project's style; nothing outside it changes."""
+    from cycler import cycler
+    from matplotlib import rc_context
+
+    return rc_context(
+        {
+            "font.size": 8,
+            "font.family": "DejaVu Sans",
+            "axes.titlesize": 8,
+            "axes.labelsize": 8,
+            "xtick.labelsize": 7,
+            "ytick.labelsize": 7,
+            "legend.fontsize": 7,
+            "legend.frameon": False,
+            "legend.handlelength": 1.6,
+            "axes.prop_cycle": cycler(color=COLOURS),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.linewidth": 0.6,
+            "xtick.major.width": 0.6,
+            "ytick.major.width": 0.6,
+            "xtick.major.size": 2.5,
+            "ytick.major.size": 2.5,
+            "lines.linewidth": 1.2,
+            "lines.markersize": 3,
+            "text.usetex": False,
+            "pdf.fonttype": 42,
+            "svg.hashsalt": "linfb",
+            "figure.constrained_layout.use": True,
+            "savefig.transparent": False,
+        }
+    )
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure that belongs to nobody: no pyplot, no global list of figures."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))
+
+
+def panel_letter(axes: Any, letter: str) -> None:
+    """Write a panel's letter at its upper left corner."""
+    axes.text(-0.02, 1.03, letter, transform=axes.transAxes, fontweight="bold", ha="right", va="bottom", fontsize=9)
+
+
+def dots(axes: Any, x: Any, runs: Any, colour: str, **options: Any) -> None:
+    """Draw every run of a simulation as small pale dots and their median as larger ones.
+
+    Parameters
+    ----------
+    axes : matplotlib.axes.Axes
+    x : array_like, shape (point,)
+    runs : array_like, shape (run, point)
+    colour : str
+    **options
+        For the median's dots, for example a label.
+    """
+    import numpy as np
+
+    for run in np.asarray(runs):
+        axes.plot(x, run, ".", color=colour, markersize=2.2, alpha=0.45, markeredgewidth=0, zorder=1)
+    axes.plot(
+        x, np.median(runs, axis=0), "o", color=colour, markersize=3.4, markeredgewidth=0, zorder=2,
+        **options,
+    )  # fmt: skip
+
+
+def curves(axes: Any, x: Any, runs: Any, colour: str, **options: Any) -> None:
+    """Draw every run as a thin line with dots at its points, and their median as a bold line."""
+    import numpy as np
+
+    for run in np.asarray(runs):
+        axes.plot(x, run, "-", color=colour, linewidth=0.5, alpha=0.5, zorder=1)
+        axes.plot(x, run, ".", color=colour, markersize=2.5, alpha=0.6, markeredgewidth=0, zorder=1)
+    axes.plot(x, np.median(runs, axis=0), "-", color=colour, linewidth=1.5, zorder=2, **options)
