@@ -50,6 +50,7 @@ def train(
     dtype: str = "float32",
     progress: bool = True,
     checkpoint: str | os.PathLike | None = None,
+    name: str | None = None,
 ) -> xarray.Dataset:
     r"""Train a network under a learning rule on labelled data.
 
@@ -89,6 +90,8 @@ def train(
     checkpoint : path, optional
         A folder: after every epoch all that is needed to go on is written there, and a run that finds its own
         checkpoint there goes on from it, with the same bits as without the interruption.
+    name : str, optional
+        What to call the data in the result; None takes the data set's own name.
 
     Returns
     -------
@@ -118,8 +121,8 @@ def train(
     (2, array([0, 5]), True)
     """
     choice("loss", loss, LOSSES)
-    for name in observe:
-        choice("observe", name, OBSERVABLES)
+    for observable in observe:
+        choice("observe", observable, OBSERVABLES)
     if error_clip is not None:
         real("error_clip", error_clip, above=0.0)
     integer("epochs", epochs, at_least=1)
@@ -133,7 +136,7 @@ def train(
     run = _Run(
         splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers, schedule=schedule,
         seed=seed, loss=loss, error_clip=error_clip, observe=tuple(observe), device=device, dtype=dtype,
-        name=getattr(data, "name", "splits"),
+        name=getattr(data, "name", "splits") if name is None else name,
     )  # fmt: skip
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # non-finite values are looked for below
         return _train(run, epochs, progress, checkpoint)
