@@ -198,6 +198,8 @@ class Rule:
             )
         if (self.reader.name == "normative") != (self.mirror.name == "normative"):
             raise ValueError("reader and mirror 'normative' descend one objective and go together")
+        if self.reader.name == "local" and self.mirror.name in ("exact", "zero"):
+            raise ValueError(f"reader 'local' sees activity through a kernel Q, which mirror {self.mirror.name!r} lacks")
 
 
 def _check_rank(spec: Any) -> None:
