@@ -21,6 +21,11 @@ def log_phi(rate: np.ndarray, t: np.ndarray) -> np.ndarray:
         return np.maximum(exponent, 0.0) + np.log(t)[:, None] + np.log(exprel(-np.abs(exponent)))
 
 
+def exp_or_zero(exponent: np.ndarray) -> np.ndarray:
+    """Return exp(exponent), zero below 1e-43: products of such numbers are subnormal, which slows arithmetic down."""
+    return np.where(exponent > -100.0, np.exp(exponent), 0.0)
+
+
 def graded_basis(rows: np.ndarray, log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Rotate columns so that the rows, from the largest ``exp(log_weight) * |row|`` on, become lower triangular.
 
@@ -76,4 +81,4 @@ def scaled_columns(
         log_entry = log_weight[:, :, None] + np.log(np.abs(rotated))
     log_scale = np.maximum(log_entry.max(axis=1, initial=-np.inf), floor)
     log_entry -= log_scale[:, None, :]
-    return np.sign(rotated) * np.exp(log_entry, out=log_entry), log_scale
+    return np.sign(rotated) * exp_or_zero(log_entry), log_scale

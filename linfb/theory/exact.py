@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from linfb._checks import real, real_array, times_array
-from linfb.theory._graded import ROUNDING, graded_basis, log_phi, scaled_columns
+from linfb.theory._graded import ROUNDING, exp_or_zero, graded_basis, log_phi, scaled_columns
 
 BALANCE_TOLERANCE = 1e-10
 PIVOT = 0.03  # below this share of a column's size Cholesky's digits are not trusted
@@ -184,15 +184,15 @@ def _factors(modes: _Rows, times: np.ndarray, decay: float) -> tuple[np.ndarray,
     log_weight = _log_weights(modes, times, decay)
     pairs = np.count_nonzero(modes.sigma > 0)
     growing, log_scale = scaled_columns(modes.rows[:pairs], log_weight[:, :pairs], floor=0.0)
-    unit = np.exp(-log_scale)[:, None, :]
+    unit = exp_or_zero(-log_scale)[:, None, :]
     other = np.exp(log_weight[:, pairs:])[:, :, None] * (modes.rows[pairs:] * unit)
     integral = np.concatenate([growing, other], axis=1)
     # relative to its row in G, a row of X1 is exp(rate t) / sqrt(phi(2 rate)) = 1 / sqrt(phi(-2 rate))
-    now = np.exp(-0.5 * log_phi(2 * (decay - modes.sigma), times))
+    now = exp_or_zero(-0.5 * log_phi(2 * (decay - modes.sigma), times))
     past = np.exp(log_phi(modes.sigma, times) - decay * times[:, None] - log_weight)
     X1 = modes.fold(now[:, :, None] * integral)
     X2 = modes.teacher @ modes.fold(past[:, :, None] * integral)
-    X2 += modes.readout * (np.exp(-decay * times)[:, None, None] * unit)
+    X2 += modes.readout * (exp_or_zero(-decay * times)[:, None, None] * unit)
     return np.concatenate([integral, unit * np.eye(unit.shape[2])], axis=1), X1, X2, modes.inputs
 
 
