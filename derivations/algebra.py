@@ -1,6 +1,7 @@
 """Matrix identities of unspecified size: rates along a flow, words of the free algebra, and explicit entries.
 
-Equations are written once, with `sympy.MatrixSymbol`; the same object is printed, proved for all sizes and checked at an explicit size.
+Equations are written once, with `sympy.MatrixSymbol`; the same object is printed, proved for all sizes and
+checked at an explicit size.
 """
 
 from __future__ import annotations
@@ -103,20 +104,23 @@ def _rules(
     relations: Iterable[tuple[sp.MatrixExpr, sp.MatrixExpr]], symmetric: frozenset[str]
 ) -> list[tuple[Word, Polynomial]]:
     """Turn each relation, and its transpose, into a rule that replaces one word."""
-    rules = []
+    rules: list[tuple[Word, Polynomial]] = []
     for left, right in relations:
         for transposed in (False, True):
             ((word, coefficient),) = _polynomial(left, symmetric, transposed).items()
             if coefficient != 1:
                 raise ValueError(f"the left-hand side {left} of a relation must be a single product")
             replacement = _polynomial(right, symmetric, transposed)
-            if word and replacement != {word: 1}:
+            undone = any(earlier in replacement and word in result for earlier, result in rules)
+            if replacement != {word: 1} and not undone:  # a commutation's transpose would only undo it
                 rules.append((word, replacement))
     return rules
 
 
 def all_sizes(
-    *relations: tuple[sp.MatrixExpr, sp.MatrixExpr], symmetric: Iterable[sp.MatrixSymbol] = (), given: str = ""
+    *relations: tuple[sp.MatrixExpr, sp.MatrixExpr],
+    symmetric: Iterable[sp.MatrixSymbol] = (),
+    given: str = "",
 ) -> Rewriting:
     """Prove an identity for all sizes: expand into words of the free algebra of matrices, using the given relations.
 
@@ -198,7 +202,13 @@ def at_sizes(
 
 
 def rate(
-    text: str, quantity: sp.MatrixExpr, flow: Flow, result: sp.MatrixExpr, by: tuple[Rewriting, ...], *, key: bool = False
+    text: str,
+    quantity: sp.MatrixExpr,
+    flow: Flow,
+    result: sp.MatrixExpr,
+    by: tuple[Rewriting, ...],
+    *,
+    key: bool = False,
 ) -> Step:
     """State the time derivative of a matrix quantity along a flow."""
     shown = rf"\frac{{d}}{{dt}} \left( {sp.latex(quantity)} \right)"

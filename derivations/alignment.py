@@ -5,7 +5,8 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import Flow, all_sizes, entries, explicit, rate
-from derivations.core import EXPAND, ClosedForm, Derivation, Step, derivation
+from derivations.core import EXPAND, ClosedForm, Derivation, Step
+from derivations.registry import derivation
 from derivations.setting import (
     EQUAL_RATES,
     GENERIC,
@@ -38,7 +39,9 @@ def invariant_form(name: str, expression: sp.MatrixExpr, flow: Flow) -> ClosedFo
     rates = {
         entry: value
         for letter, velocity in flow.items()
-        for entry, value in zip(entries(letter, *(SIZES[s] for s in letter.shape)), explicit(velocity, SIZES), strict=True)
+        for entry, value in zip(
+            entries(letter, *(SIZES[s] for s in letter.shape)), explicit(velocity, SIZES), strict=True
+        )
     }
 
     def conditions(candidate: sp.ImmutableMatrix) -> tuple[Step, ...]:
@@ -66,7 +69,12 @@ def mirror_alignment() -> Derivation:
 
     def conditions(candidate: sp.Expr) -> tuple[Step, ...]:
         return (
-            Step("It solves the equation entry by entry.", candidate.diff(t), -lam * candidate, shown=r"\dot D(t)"),
+            Step(
+                "It solves the equation entry by entry.",
+                candidate.diff(t),
+                -lam * candidate,
+                shown=r"\dot D(t)",
+            ),
             Step("It starts at the given mismatch.", candidate.subs(t, 0), start, shown="D(0)"),
         )
 
@@ -74,28 +82,48 @@ def mirror_alignment() -> Derivation:
         name="mirror_alignment",
         title="Mirror alignment",
         statement=(
-            "The mismatch :math:`D = Q - W_2^\\top P^\\top` between a learned mirror and the transported readout decays at the rate "
-            "of the weight decay, whatever the error, the weights and the rank; without weight decay it stays as it is. An aligned mirror stays aligned."
+            r"The mismatch :math:`D = Q - W_2^\top P^\top` between a learned mirror and the "
+            r"transported readout decays at the rate "
+            "of the weight decay, whatever the error, the weights and the rank; without weight "
+            "decay it stays as it is. An aligned mirror stays aligned."
         ),
         assumptions=(
             WHITENED,
             "P is fixed.",
             EQUAL_RATES,
-            "Updates linear in the gradient (gradient descent, momentum); Adam is not, since Adam(P G) differs from P Adam(G).",
+            "Updates linear in the gradient (gradient descent, momentum); Adam is not, since "
+            "Adam(P G) differs from P Adam(G).",
         ),
         steps=(
-            rate("The error's contributions cancel, because the mirror's gradient is the readout's, seen through P.",
-                 mismatch, flow, -lam * mismatch, both, key=True),
-            Step("The same holds for finite steps of gradient descent with learning rate :math:`\\eta`, not only for the flow.",
-                 after, (1 - eta * lam) * mismatch, both, shown=r"Q_{+} - W_{2+}^{T} P^{T}"),
-            rate("Without weight decay the mismatch is constant.",
-                 mismatch, low_dimensional_flow(sp.Integer(0)), sp.ZeroMatrix(k, r), both),
+            rate(
+                "The error's contributions cancel, because the mirror's gradient is the readout's, seen through P.",
+                mismatch,
+                flow,
+                -lam * mismatch,
+                both,
+                key=True,
+            ),
+            Step(
+                r"The same holds for finite steps of gradient descent with learning rate :math:`\eta`, "
+                r"not only for the flow.",
+                after,
+                (1 - eta * lam) * mismatch,
+                both,
+                shown=r"Q_{+} - W_{2+}^{T} P^{T}",
+            ),
+            rate(
+                "Without weight decay the mismatch is constant.",
+                mismatch,
+                low_dimensional_flow(sp.Integer(0)),
+                sp.ZeroMatrix(k, r),
+                both,
+            ),
         ),
         closed_form=ClosedForm("D(t)", start * sp.exp(-lam * t), (t, start, lam), conditions),
         sizes=SIZES_TEXT + " " + MATHEMATICAL_SHAPES,
         test="tests/test_derivations.py::test_every_derivation_verifies",
         citations=("kolenpollack1994", "akrout2019", "hanut2025"),
-    )  # fmt: skip
+    )
 
 
 @derivation
@@ -106,18 +134,29 @@ def constant_mismatch_invariant() -> Derivation:
     return Derivation(
         name="constant_mismatch_invariant",
         title="Conserved quantity with a constant mismatch",
-        statement="Without weight decay the mismatch :math:`D = Q - W_2^\\top P^\\top` is constant, and so is a symmetric matrix of the hidden layer.",
-        assumptions=(WHITENED, "P is fixed, :math:`\\lambda = 0`, so D is constant (see mirror alignment).", EQUAL_RATES),
+        statement=r"Without weight decay the mismatch :math:`D = Q - W_2^\top P^\top` is constant, and so "
+        r"is a symmetric matrix of the hidden layer.",
+        assumptions=(
+            WHITENED,
+            r"P is fixed, :math:`\lambda = 0`, so D is constant (see mirror alignment).",
+            EQUAL_RATES,
+        ),
         steps=(
-            rate("Write :math:`Q = W_2^\\top P^\\top + D`; every term cancels with the transpose of another.",
-                 invariant, flow, sp.ZeroMatrix(k, k), (all_sizes(), GENERIC), key=True),
+            rate(
+                r"Write :math:`Q = W_2^\top P^\top + D`; every term cancels with the transpose of another.",
+                invariant,
+                flow,
+                sp.ZeroMatrix(k, k),
+                (all_sizes(), GENERIC),
+                key=True,
+            ),
         ),
         closed_form=invariant_form("I_D", invariant, flow),
         sizes=SIZES_TEXT + " " + MATHEMATICAL_SHAPES,
         theory=("conserved",),
         test="tests/test_derivations_vs_theory.py::test_conserved_with_learned_mirror",
         citations=("hanut2025",),
-    )  # fmt: skip
+    )
 
 
 @derivation
@@ -129,25 +168,40 @@ def fixed_feedback_invariant() -> Derivation:
         name="fixed_feedback_invariant",
         title="Conserved quantity of feedback alignment",
         statement=(
-            "With a constant feedback matrix :math:`B` of any rank, the matrix below is conserved without weight decay. From small "
-            "weights it is zero, so :math:`BW_2 + (BW_2)^\\top = W_1W_1^\\top` stays positive semi-definite: the readout "
-            "turns towards :math:`B^\\top`."
+            "With a constant feedback matrix :math:`B` of any rank, the matrix below is conserved "
+            "without weight decay. From small "
+            r"weights it is zero, so :math:`BW_2 + (BW_2)^\top = W_1W_1^\top` stays positive "
+            r"semi-definite: the readout "
+            r"turns towards :math:`B^\top`."
         ),
         assumptions=(WHITENED, "B is constant.", "Equal learning rates of the two layers."),
         steps=(
-            rate("Both products have the same rate.", invariant, fixed_feedback_flow(sp.Integer(0)), sp.ZeroMatrix(k, k),
-                 (all_sizes(), GENERIC), key=True),
-            rate("With weight decay the two parts decay at different rates, so nothing of this form is conserved.",
-                 invariant, fixed_feedback_flow(), -2 * lam * W1 * W1.T + lam * (B * W2 + W2.T * B.T), (all_sizes(), GENERIC)),
-            Step("At a vanishing conserved matrix the overlap of readout and feedback is positive.",
-                 sp.ImmutableMatrix([[2 * trace(explicit(B * W2, SIZES)) + trace(explicit(invariant, SIZES))]]),
-                 sp.ImmutableMatrix([[trace(explicit(W1 * W1.T, SIZES))]]), (EXPAND,),
-                 shown=r"2 \operatorname{tr}(B W_2) + \operatorname{tr}(W_1 W_1^T - B W_2 - W_2^T B^T)"),
+            rate(
+                "Both products have the same rate.",
+                invariant,
+                fixed_feedback_flow(sp.Integer(0)),
+                sp.ZeroMatrix(k, k),
+                (all_sizes(), GENERIC),
+                key=True,
+            ),
+            rate(
+                "With weight decay the two parts decay at different rates, so nothing of this form is conserved.",
+                invariant,
+                fixed_feedback_flow(),
+                -2 * lam * W1 * W1.T + lam * (B * W2 + W2.T * B.T),
+                (all_sizes(), GENERIC),
+            ),
+            Step(
+                "At a vanishing conserved matrix the overlap of readout and feedback is positive.",
+                sp.ImmutableMatrix([[2 * trace(explicit(B * W2, SIZES)) + trace(explicit(invariant, SIZES))]]),
+                sp.ImmutableMatrix([[trace(explicit(W1 * W1.T, SIZES))]]),
+                (EXPAND,),
+                shown=r"2 \operatorname{tr}(B W_2) + \operatorname{tr}(W_1 W_1^T - B W_2 - W_2^T B^T)",
+            ),
         ),
         closed_form=invariant_form("I_B", invariant, fixed_feedback_flow(sp.Integer(0))),
         sizes=SIZES_TEXT + " " + MATHEMATICAL_SHAPES,
         theory=("conserved",),
         test="tests/test_derivations_vs_theory.py::test_conserved_with_fixed_feedback",
         citations=("lillicrap2016", "refinetti2021"),
-    )  # fmt: skip
-
+    )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sympy as sp
 
+from derivations.algebra import all_sizes, along, at_sizes, entries, explicit, rate
 from derivations.alignment import invariant_form
-from derivations.algebra import along, all_sizes, at_sizes, entries, explicit, rate
-from derivations.core import EVALUATE, EXPAND, ClosedForm, Derivation, Step, derivation
+from derivations.core import EXPAND, Derivation, Step
+from derivations.registry import derivation
 from derivations.setting import (
     ALIGNED,
     EQUAL_RATES,
@@ -23,9 +24,7 @@ from derivations.setting import (
     k,
     lam,
     m,
-    n,
     r,
-    t,
 )
 
 BOTH = (all_sizes(), GENERIC)
@@ -46,29 +45,52 @@ def effective_teacher() -> Derivation:
         name="effective_teacher",
         title="The channel acts as an effective teacher",
         statement=(
-            "With an aligned mirror, :math:`W_1` descends the loss seen through the channel while :math:`W_2` descends the full "
-            "loss; the pair :math:`(W_1, PW_2)` follows exactly backpropagation on the effective teacher :math:`PA`. Elementary "
+            "With an aligned mirror, :math:`W_1` descends the loss seen through the channel while "
+            ":math:`W_2` descends the full "
+            "loss; the pair :math:`(W_1, PW_2)` follows exactly backpropagation on the effective "
+            "teacher :math:`PA`. Elementary "
             "once seen: multiply the readout's equation by P."
         ),
         assumptions=(WHITENED, ALIGNED, EQUAL_RATES),
         steps=(
-            rate("The hidden layer follows the backpropagated error of the network :math:`(W_1, PW_2)` with teacher :math:`PA`.",
-                 W1, flow, visible.T * (P * A - visible * W1) - lam * W1, BOTH, key=True),
-            rate("So does its readout.",
-                 visible, flow, (P * A - visible * W1) * W1.T - lam * visible, BOTH, key=True),
-            Step("The hidden layer's update is minus the gradient of the loss seen through the channel, "
-                 ":math:`\\frac12\\mathrm{tr}\\,E^\\top P^\\top P E` up to a constant.",
-                 -_gradient(sp.trace(seen.T * seen) / 2, x), explicit(W2.T * P.T * P * error, SIZES), (EXPAND,),
-                 shown=r"-\frac{\partial}{\partial W_1} \tfrac{1}{2} \operatorname{tr} E^T P^T P E"),
-            Step("The readout's update is minus the gradient of the full loss.",
-                 -_gradient(sp.trace(teacher.T * teacher) / 2, y), explicit(error * W1.T, SIZES), (EXPAND,),
-                 shown=r"-\frac{\partial}{\partial W_2} \tfrac{1}{2} \operatorname{tr} E^T E"),
+            rate(
+                "The hidden layer follows the backpropagated error of the network :math:`(W_1, PW_2)` "
+                "with teacher :math:`PA`.",
+                W1,
+                flow,
+                visible.T * (P * A - visible * W1) - lam * W1,
+                BOTH,
+                key=True,
+            ),
+            rate(
+                "So does its readout.",
+                visible,
+                flow,
+                (P * A - visible * W1) * W1.T - lam * visible,
+                BOTH,
+                key=True,
+            ),
+            Step(
+                "The hidden layer's update is minus the gradient of the loss seen through the channel, "
+                r":math:`\frac12\mathrm{tr}\,E^\top P^\top P E` up to a constant.",
+                -_gradient(sp.trace(seen.T * seen) / 2, x),
+                explicit(W2.T * P.T * P * error, SIZES),
+                (EXPAND,),
+                shown=r"-\frac{\partial}{\partial W_1} \tfrac{1}{2} \operatorname{tr} E^T P^T P E",
+            ),
+            Step(
+                "The readout's update is minus the gradient of the full loss.",
+                -_gradient(sp.trace(teacher.T * teacher) / 2, y),
+                explicit(error * W1.T, SIZES),
+                (EXPAND,),
+                shown=r"-\frac{\partial}{\partial W_2} \tfrac{1}{2} \operatorname{tr} E^T E",
+            ),
         ),
         sizes=SIZES_TEXT + " The gradients are taken at that explicit size only. " + MATHEMATICAL_SHAPES,
         theory=("exact_map",),
         test="tests/test_derivations_vs_theory.py::test_exact_map_at_explicit_size",
         citations=("hanut2025", "saxe2013"),
-    )  # fmt: skip
+    )
 
 
 @derivation
@@ -79,20 +101,36 @@ def m_balancedness() -> Derivation:
         name="m_balancedness",
         title="M-balancedness",
         statement=(
-            "With an aligned mirror the imbalance between the hidden layer and the visible readout is conserved without weight "
-            "decay and decays as :math:`e^{-2\\lambda t}` with it. For :math:`M = P^\\top P = I` this is the balancedness of backpropagation."
+            "With an aligned mirror the imbalance between the hidden layer and the visible readout "
+            "is conserved without weight "
+            r"decay and decays as :math:`e^{-2\lambda t}` with it. For :math:`M = P^\top P = I` "
+            r"this is the balancedness of backpropagation."
         ),
         assumptions=(WHITENED, ALIGNED, EQUAL_RATES),
         steps=(
-            rate("The error's contributions cancel.", imbalance, aligned_flow(), -2 * lam * imbalance, BOTH, key=True),
-            rate("Without weight decay nothing is left.", imbalance, aligned_flow(sp.Integer(0)), sp.ZeroMatrix(k, k), BOTH, key=True),
+            rate(
+                "The error's contributions cancel.",
+                imbalance,
+                aligned_flow(),
+                -2 * lam * imbalance,
+                BOTH,
+                key=True,
+            ),
+            rate(
+                "Without weight decay nothing is left.",
+                imbalance,
+                aligned_flow(sp.Integer(0)),
+                sp.ZeroMatrix(k, k),
+                BOTH,
+                key=True,
+            ),
         ),
         closed_form=invariant_form("I_M", imbalance, aligned_flow(sp.Integer(0))),
         sizes=SIZES_TEXT + " " + MATHEMATICAL_SHAPES,
         theory=("conserved", "m_balanced_weights"),
         test="tests/test_derivations_vs_theory.py::test_conserved_when_aligned",
         citations=("fukumizu1998", "saxe2013", "domine2024"),
-    )  # fmt: skip
+    )
 
 
 @derivation
@@ -109,84 +147,47 @@ def passive_readout() -> Derivation:
         name="passive_readout",
         title="The passive readout",
         statement=(
-            "Let R map onto output directions that the channel does not see, :math:`PR = 0`. Adding :math:`RY` to the readout "
-            "changes neither the hidden layer's velocity nor that of the visible readout, and the unseen part regresses "
+            "Let R map onto output directions that the channel does not see, :math:`PR = 0`. "
+            "Adding :math:`RY` to the readout "
+            "changes neither the hidden layer's velocity nor that of the visible readout, and the "
+            "unseen part regresses "
             "the teacher on whatever features the hidden layer has."
         ),
-        assumptions=(WHITENED, ALIGNED, EQUAL_RATES, ":math:`PR = 0`; for the last equation R is applied from the left, any R will do."),
-        steps=(
-            Step("The hidden layer's velocity is blind to :math:`RY`.",
-                 shifted.T * P.T * P * (A - shifted * W1) - lam * W1, flow[W1], (blind, example), key=True,
-                 shown=r"\left. \dot W_1 \right|_{W_2 + R Y}"),
-            Step("So is the velocity of the visible readout.",
-                 P * ((A - shifted * W1) * W1.T - lam * shifted), P * flow[W2], (blind, example),
-                 shown=r"\left. P \dot W_2 \right|_{W_2 + R Y}"),
-            Step("The unseen part is a linear regression of the unseen teacher on the features :math:`W_1 x`.",
-                 along(R * W2, flow), (R * A - R * W2 * W1) * W1.T - lam * R * W2, BOTH, key=True,
-                 shown=r"\frac{d}{dt} \left( R W_2 \right)"),
+        assumptions=(
+            WHITENED,
+            ALIGNED,
+            EQUAL_RATES,
+            ":math:`PR = 0`; for the last equation R is applied from the left, any R will do.",
         ),
-        sizes=SIZES_TEXT + " There R is any outer product of a vector orthogonal to P's row with an arbitrary one. " + MATHEMATICAL_SHAPES,
+        steps=(
+            Step(
+                "The hidden layer's velocity is blind to :math:`RY`.",
+                shifted.T * P.T * P * (A - shifted * W1) - lam * W1,
+                flow[W1],
+                (blind, example),
+                key=True,
+                shown=r"\left. \dot W_1 \right|_{W_2 + R Y}",
+            ),
+            Step(
+                "So is the velocity of the visible readout.",
+                P * ((A - shifted * W1) * W1.T - lam * shifted),
+                P * flow[W2],
+                (blind, example),
+                shown=r"\left. P \dot W_2 \right|_{W_2 + R Y}",
+            ),
+            Step(
+                "The unseen part is a linear regression of the unseen teacher on the features :math:`W_1 x`.",
+                along(R * W2, flow),
+                (R * A - R * W2 * W1) * W1.T - lam * R * W2,
+                BOTH,
+                key=True,
+                shown=r"\frac{d}{dt} \left( R W_2 \right)",
+            ),
+        ),
+        sizes=SIZES_TEXT
+        + " There R is any outer product of a vector orthogonal to P's row with an arbitrary one. "
+        + MATHEMATICAL_SHAPES,
         theory=("exact_map", "readout_only_map"),
         test="tests/test_derivations_vs_theory.py::test_exact_map_at_explicit_size",
         citations=("hanut2025",),
-    )  # fmt: skip
-
-
-@derivation
-def linear_regression_limit() -> Derivation:
-    """Derive the readout's exact trajectory on features that receive no error (zero feedback)."""
-    H, Y, G, W20 = (sp.MatrixSymbol(name, *shape) for name, shape in
-                    (("H", (k, k)), ("Y", (k, k)), ("G", (k, k)), ("W_20", (m, k))))  # fmt: skip
-    propagators = {Y: -Y * H, G: sp.Identity(k) - G * H}
-    solution = W20 * Y + A * W1.T * G
-    symmetric = all_sizes((W1 * W1.T, H), symmetric=(H, G), given=":math:`W_1W_1^\\top = H`")
-    features = entries(W1, 2, 4)
-    explicit_features = at_sizes({n: 4, k: 2, m: 3}, {H: features * features.T})
-    s, h, c0, c = sp.symbols("s h c_0 c", positive=True)
-    feature = sp.sqrt(h) * sp.exp(-lam * t)
-    quotient = h / (2 * lam)
-    argument = quotient * sp.exp(-2 * lam * t)
-    integral = sp.exp(quotient) * (sp.Ei(-quotient) - sp.Ei(-argument)) / (2 * lam)
-    form = sp.exp(-2 * lam * t - quotient + argument) * (c0 + s * h * integral)
-
-    def conditions(candidate: sp.Expr) -> tuple[Step, ...]:
-        strength = h * sp.exp(-2 * lam * t)
-        return (
-            Step("It solves the mode's equation with features that decay.",
-                 candidate.diff(t), (s - candidate) * strength - 2 * lam * candidate, shown=r"\dot c(t)"),
-            Step("It starts at the given strength.", candidate.subs(t, 0), c0, shown="c(0)"),
-        )  # fmt: skip
-
-    plain = s + (c0 - s) * sp.exp(-h * t)
-    return Derivation(
-        name="linear_regression_limit",
-        title="Zero feedback: linear regression on fixed features",
-        statement=(
-            "Without feedback the hidden layer only decays, and the readout regresses the teacher on it. This is also the lazy limit of a "
-            "wide hidden layer, whose weights hardly move. Each eigenvector of :math:`W_1W_1^\\top` with eigenvalue h (at t = 0) is "
-            "an independent mode; c is its contribution to the map :math:`W_2W_1` and s the teacher's, both along the feature."
-        ),
-        assumptions=(WHITENED, "No feedback, :math:`QP = 0`.", "Equal weight decay on both layers."),
-        steps=(
-            Step("Without weight decay the features :math:`H = W_1W_1^\\top` are constant and the readout is linear in two propagators, "
-                 ":math:`\\dot Y = -YH,\\ Y(0) = I` and :math:`\\dot G = I - GH,\\ G(0) = 0`.",
-                 along(solution, propagators), (A - solution * W1) * W1.T, (symmetric, explicit_features), key=True,
-                 shown=rf"\frac{{d}}{{dt}} \left( {sp.latex(solution)} \right)"),
-            Step("Its mode relaxes exponentially at the rate of the feature.", plain.diff(t), (s - plain) * h,
-                 shown=rf"\frac{{d}}{{dt}} \left( {sp.latex(plain)} \right)"),
-            Step("With weight decay the feature is :math:`f = \\sqrt{h}\\, e^{-\\lambda t}`; its weight w obeys "
-                 ":math:`\\dot w = (s - wf) f - \\lambda w`, so that :math:`c = wf` decays through both factors.",
-                 ((s - c) * feature - lam * c / feature) * feature - lam * c,
-                 (s - c) * h * sp.exp(-2 * lam * t) - 2 * lam * c, key=True, shown=r"\dot c = \dot w f + w \dot f"),
-            Step("The Taylor coefficients of the closed form at t = 0 are those that the equation of motion demands.",
-                 sp.series(form, t, 0, 3).removeO(), c0 + ((s - c0) * h - 2 * lam * c0) * t
-                 + ((-(s - c0) * h + 2 * lam * c0) * h - 2 * lam * (s - c0) * h - 2 * lam * ((s - c0) * h - 2 * lam * c0)) * t**2 / 2,
-                 (EVALUATE,), shown="c(t) + O(t^3)"),
-        ),
-        closed_form=ClosedForm("c(t)", form, (t, s, h, c0, lam), conditions),
-        sizes="The propagator equation holds for all sizes (and at the explicit size named in the step); the modes are scalar. " + MATHEMATICAL_SHAPES,
-        theory=("readout_only_map",),
-        test="tests/test_derivations_vs_theory.py::test_readout_only_mode",
-        citations=("hanut2025", "saxe2013"),
-    )  # fmt: skip
-
+    )

@@ -1,12 +1,12 @@
-"""What a derivation is, how it is registered, and how it is verified.
+"""What a derivation is: equations, each with the rewritings that must turn ``lhs - rhs`` into zero.
 
-A derivation is a list of equations, each with the rewritings that must turn ``lhs - rhs`` into zero. Nothing is printed on a page
-that was not verified: the equations of a statement are steps marked as `key`, or the closed form whose conditions are steps.
+The equations of a statement are steps marked as `key`, or the closed form, whose conditions are steps: what a page
+states as an equation is what was verified.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,9 @@ EXPONENTIALS = Rewriting(
     "by writing hyperbolic functions as exponentials and expanding",
     _entrywise(lambda expr: sp.expand(sp.expand(expr.doit().rewrite(sp.exp)), power_exp=True)),
 )
-GAMMA = Rewriting("by the recursion of the gamma function", _entrywise(lambda expr: sp.gammasimp(expr.rewrite(sp.gamma))))
+GAMMA = Rewriting(
+    "by the recursion of the gamma function", _entrywise(lambda expr: sp.gammasimp(expr.rewrite(sp.gamma)))
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Step:
     key : bool
         Whether the equation is part of the statement.
     shown, shown_rhs : str
-        LaTeX printed in place of `lhs` and `rhs`: a time derivative that is already worked out in `lhs`, the name of a large matrix.
+        LaTeX printed in place of `lhs` and `rhs`: a time derivative that is already worked out in `lhs`, the
+        name of a large matrix.
     """
 
     text: str
@@ -168,86 +171,3 @@ class Derivation:
         if self.closed_form is None:
             return self.steps
         return self.steps + self.closed_form.conditions(self.closed_form.expression)
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An equation that did not reduce to zero."""
-
-    number: int
-    step: Step
-    rewriting: Rewriting
-    residual: Any
-
-    def __str__(self) -> str:
-        text = str(self.residual)
-        short = text if len(text) <= 200 else text[:200] + " ..."
-        return f"equation {self.number} ({self.step.text}): not verified {self.rewriting.description}; left over: {short}"
-
-
-def _vanishes(value: Any) -> bool:
-    """Whether a rewritten difference is zero; what is undecided or not a number is not zero."""
-    if isinstance(value, sp.MatrixBase):
-        return all(entry == 0 for entry in value)
-    return bool(value == 0)
-
-
-def failures(step: Step, number: int = 1) -> tuple[Failure, ...]:
-    """Return the rewritings of a step that do not give zero.
-
-    Examples
-    --------
-    >>> import sympy as sp
-    >>> x = sp.Symbol("x")
-    >>> failures(Step("The double angle.", sp.sin(2 * x), 2 * sp.sin(x) * sp.cos(x)))
-    ()
-    >>> len(failures(Step("A wrong factor.", sp.sin(2 * x), sp.sin(x) * sp.cos(x))))
-    1
-    """
-    difference = step.lhs - step.rhs
-    rewritten = ((rewriting, rewriting.apply(difference)) for rewriting in step.by)
-    return tuple(Failure(number, step, rewriting, value) for rewriting, value in rewritten if not _vanishes(value))
-
-
-def verify(derivation: Derivation) -> tuple[Failure, ...]:
-    """Return the equations of a derivation that fail; empty when all hold.
-
-    Raises
-    ------
-    ValueError
-        If the derivation has no equation, or an equation names no rewriting: there is nothing that could fail.
-    """
-    equations = derivation.equations
-    if not equations:
-        raise ValueError(f"derivation {derivation.name} has no equation to verify")
-    for step in equations:
-        if not step.by:
-            raise ValueError(f"derivation {derivation.name}: no rewriting verifies the equation {step.text!r}")
-    return tuple(failure for number, step in enumerate(equations, 1) for failure in failures(step, number))
-
-
-REGISTRY: dict[str, Callable[[], Derivation]] = {}
-
-
-def derivation(function: Callable[[], Derivation]) -> Callable[[], Derivation]:
-    """Register a function that returns a derivation under the function's name."""
-    name = function.__name__
-    if name in REGISTRY:
-        raise ValueError(f"two derivations are named {name}")
-    REGISTRY[name] = function
-    return function
-
-
-def derive(name: str) -> Derivation:
-    """Return the derivation of that name, or say which names exist."""
-    if name not in REGISTRY:
-        raise ValueError(f"unknown derivation {name!r}; known: {', '.join(REGISTRY)}")
-    result = REGISTRY[name]()
-    if result.name != name:
-        raise ValueError(f"derivation {name} calls itself {result.name}")
-    return result
-
-
-def derive_all(names: Iterable[str] = ()) -> tuple[Derivation, ...]:
-    """Return the named derivations in the given order, or all of them in the order of their registration."""
-    return tuple(derive(name) for name in (tuple(names) or tuple(REGISTRY)))

@@ -1,6 +1,7 @@
 """The symbols of a two-layer linear network with a feedback channel, and its flow.
 
-Shapes are those of the mathematics: samples in columns, ``Q`` is hidden x rank. The code keeps ``Q`` as (rank, hidden), its transpose.
+Shapes are those of the mathematics: samples in columns, ``Q`` is hidden x rank. The code keeps ``Q`` as
+(rank, hidden), its transpose.
 """
 
 from __future__ import annotations
@@ -26,17 +27,22 @@ D = sp.MatrixSymbol("D", k, r)
 # Wide enough to be generic: no two sizes agree, and the channel is narrower than the output.
 SIZES = {n: 4, k: 2, m: 3, r: 1}
 SIZES_TEXT = (
-    "The identities hold for all sizes: both sides expand into the same words in the matrices and their transposes. "
+    "The identities hold for all sizes: both sides expand into the same words in the "
+    "matrices and their transposes. "
     "They are checked once more with symbolic entries at the explicit sizes named in the steps."
 )
 GENERIC: Rewriting = at_sizes(SIZES)
 
-WHITENED = "Whitened inputs, :math:`\\langle x x^\\top\\rangle = I`; averaged updates at a small learning rate; time in units of :math:`\\tau`."
-ALIGNED = "The mirror is aligned, :math:`Q = W_2^\\top P^\\top`, and :math:`P` is fixed."
-EQUAL_RATES = "Equal learning rates and equal weight decay :math:`\\lambda` on :math:`W_1`, :math:`W_2` and :math:`Q`."
+WHITENED = (
+    r"Whitened inputs, :math:`\langle x x^\top\rangle = I`; averaged updates at a small "
+    r"learning rate; time in units of :math:`\tau`."
+)
+ALIGNED = r"The mirror is aligned, :math:`Q = W_2^\top P^\top`, and :math:`P` is fixed."
+EQUAL_RATES = r"Equal learning rates and equal weight decay :math:`\lambda` on :math:`W_1`, :math:`W_2` and :math:`Q`."
 MATHEMATICAL_SHAPES = (
-    "Shapes of the mathematics: :math:`W_1` is :math:`k\\times n`, :math:`W_2` is :math:`m\\times k`, :math:`P` is "
-    ":math:`r\\times m`, :math:`Q` is :math:`k\\times r` (the transpose of the code's ``Q``)."
+    r"Shapes of the mathematics: :math:`W_1` is :math:`k\times n`, :math:`W_2` is "
+    r":math:`m\times k`, :math:`P` is "
+    r":math:`r\times m`, :math:`Q` is :math:`k\times r` (the transpose of the code's ``Q``)."
 )
 
 
