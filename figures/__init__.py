@@ -9,7 +9,7 @@ A figure is a module of this package with a docstring (question, theory, what is
     one process, distributed on its own;
 ``simulate(config, resources) -> xarray.Dataset``
     with a dimension called after that field's singular, along which parts are joined;
-``checks(results) -> dict``
+``checks(results, config) -> dict``
     how far theory and simulation are apart, and how far a wrong theory is, as numbers for the provenance file;
 ``plot(results, config) -> matplotlib.figure.Figure``
     reads the data set and computes nothing that takes time.

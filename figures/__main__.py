@@ -58,7 +58,7 @@ def make(
         name = part.name
         if "error" in part.record:
             say(f"({done}/{len(everything)}) {name} [{part.label}] FAILED")
-            report(name, part.record["error"])
+            report(f"{name} [{part.label}]", part.record["error"])
         else:
             how = "from cache" if part.record["from_cache"] else f"simulated in {part.record['seconds']} s"
             say(f"({done}/{len(everything)}) {name} [{part.label}] {how}")

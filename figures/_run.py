@@ -8,8 +8,7 @@ import platform
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
@@ -95,40 +94,34 @@ def fill(
             missing.append(part)
         else:
             yield replace(part, dataset=found[0], record=found[1] | {"from_cache": True})
-    with _executor(jobs, len(missing)) as submit:
-        running = {submit(compute, part, resources, folder): part for part in missing}
+    for part, result in _computed(missing, resources, folder, jobs):
+        if isinstance(result, Part):
+            yield replace(result, record=result.record | {"from_cache": False})
+        else:
+            yield replace(part, record={"error": result})
+
+
+def _computed(
+    parts: Sequence[Part], resources: Resources, folder: Path, jobs: int
+) -> Iterator[tuple[Part, Part | Exception]]:
+    """Yield every part with its result or its error: in this process, or in others as they become ready."""
+    if min(jobs, len(parts)) <= 1:
+        for part in parts:
+            try:
+                yield part, compute(part, resources, folder)
+            except Exception as error:
+                yield part, error
+        return
+    pool = ProcessPoolExecutor(min(jobs, len(parts)), mp_context=get_context("spawn"))
+    try:
+        running = {pool.submit(compute, part, resources, folder): part for part in parts}
         for future in as_completed(running):
             error = future.exception()
-            if error is None:
-                yield replace(future.result(), record=future.result().record | {"from_cache": False})
-            elif isinstance(error, Exception):
-                yield replace(running[future], record={"error": error})
-            else:
+            if error is not None and not isinstance(error, Exception):
                 raise error
-
-
-@contextmanager
-def _executor(jobs: int, tasks: int) -> Iterator[Callable[..., Future]]:
-    """Give a function like ``Executor.submit``: other processes, or this one where one is enough."""
-    if min(jobs, tasks) > 1:
-        pool = ProcessPoolExecutor(min(jobs, tasks), mp_context=get_context("spawn"))
-        try:
-            yield pool.submit
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-        pool.shutdown()
-        return
-
-    def here(function: Callable[..., Any], *arguments: Any) -> Future:
-        future: Future = Future()
-        try:
-            future.set_result(function(*arguments))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-    yield here
+            yield running[future], future.result() if error is None else error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def joined(name: str, config: Any, parts: Sequence[Part]) -> xr.Dataset:
@@ -144,14 +137,28 @@ def joined(name: str, config: Any, parts: Sequence[Part]) -> xr.Dataset:
 def draw(name: str, config: Any, results: xr.Dataset, folder: Path) -> dict[str, Any]:
     """Write the PDF and the PNG of a figure and return what `checks` finds."""
     module = load(name)
-    checks = {key: float(value) for key, value in module.checks(results).items()}
+    checks = {key: float(value) for key, value in module.checks(results, config).items()}
     with style():
         figure = module.plot(results, config)
-        for suffix, metadata in (("pdf", {"CreationDate": None}), ("png", {"Software": None})):
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
-            _cache.write_atomically(folder / f"{name}.{suffix}", buffer.getvalue())
+        _cache.write_atomically(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
+        _cache.write_atomically(folder / f"{name}.png", _small(_rendered(figure, "png", {"Software": None})))
     return checks
+
+
+def _rendered(figure: Any, suffix: str, metadata: dict[str, None]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=DPI, metadata=metadata)
+    return buffer.getvalue()
+
+
+def _small(png: bytes) -> bytes:
+    """Return a PNG with a palette of 256 colours, a third of the size; the PDF keeps everything."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as image:
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "png", optimize=True)
+    return buffer.getvalue()
 
 
 def provenance(name: str, preset: str, config: Any, resources: Resources, parts: Sequence[Part]) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class Config:
     slow: float = 0.5
     fast: float = 50.0
     t_max: float = 16.0
-    n_times: int = 49
+    n_times: int = 33
 
 
 PARTS = "rules"
@@ -105,7 +105,7 @@ def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
 
     from linfb import Balanced, LinearNetwork, low_rank_teacher, rules, simulate
     from linfb._errors import NoClosedFormError
-    from linfb.theory import predict
+    from linfb.theory.predict import predict
 
     rule, depth = rule_of(label, config)
     task = low_rank_teacher(config.n_in, config.n_out, config.singular_values)
@@ -128,7 +128,7 @@ def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
     return result.expand_dims(rule=[label])
 
 
-def checks(results: xr.Dataset) -> dict[str, float]:
+def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return the largest deviation of simulation from theory, and from backpropagation's theory for the fixed channel."""
     fixed = results.sel(rule=[label for label in results.rule.values if label == "fixed P"])
     return {
@@ -145,7 +145,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     channels = [label for label in config.rules if label in CHANNELS]
     for first in range(0, len(channels), columns):
         panels += [[(label, rank) for label in channels[first : first + columns]] for rank in config.ranks]
-    figure = new_figure(PAGE, 0.75 + 1.22 * len(panels))
+    figure = new_figure(PAGE, 0.7 + 1.12 * len(panels))
     grid = figure.subplots(len(panels), columns, sharex=True, sharey=True, squeeze=False)
     for axes_row, row in zip(grid, panels, strict=True):
         for axes in axes_row[len(row) :]:
@@ -162,12 +162,15 @@ def plot(results: xr.Dataset, config: Config) -> Any:
 
 
 def _panel(axes: Any, one: xr.Dataset, config: Config) -> None:
+    known = bool(one.theory.notnull().any())
     for mode, s in enumerate(config.singular_values):
         axes.axhline(s, color=GREY, linewidth=0.4, linestyle=":", zorder=0)
         for run in one.simulated.isel(mode=mode).values:
-            axes.plot(one.time, run, ".", color=COLOURS[mode], markersize=2.6, markeredgewidth=0, alpha=0.75, zorder=2)
+            if not known:
+                axes.plot(one.time, run, "-", color=COLOURS[mode], linewidth=0.4, alpha=0.5, zorder=1)
+            axes.plot(one.time, run, ".", color=COLOURS[mode], markersize=3, markeredgewidth=0, zorder=4)
         for run in one.theory.isel(mode=mode).values:
-            axes.plot(one.time, run, **THEORY)
+            axes.plot(one.time, run, **THEORY | {"linewidth": 0.7})
     axes.set_ylim(-0.25, config.singular_values[0] * 1.12)
 
 
