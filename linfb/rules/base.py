@@ -199,7 +199,7 @@ class Rule:
         if (self.reader.name == "normative") != (self.mirror.name == "normative"):
             raise ValueError("reader and mirror 'normative' descend one objective and go together")
         if self.reader.name == "local" and self.mirror.name in ("exact", "zero"):
-            raise ValueError(f"reader 'local' sees activity through a kernel Q, which mirror {self.mirror.name!r} lacks")
+            raise ValueError(f"reader 'local' needs a mirror with a kernel Q, not {self.mirror.name!r}")
 
 
 def _check_rank(spec: Any) -> None:
