@@ -7,7 +7,7 @@ like the weights (Kolen-Pollack) from a random start, so that no rule but backpr
 **Theory** for linear networks says that r of the order of the task's dimensionality suffices, here the number of
 classes, if the reader finds the right subspace; a fixed random reader needs more.
 
-**What is compared.** Test accuracy at the epoch chosen on validation data. Zero feedback, where only the readout learns,
+**What is compared.** Test accuracy at the epoch chosen on validation data. Zero feedback (only the readout learns)
 and chance are the baselines below: what a rule is above zero feedback is what its error signal achieves in the hidden
 layers. The learning rate of every rule and rank is chosen from the same grid on validation accuracy; choices at the
 grid's edge are counted. There is no weight decay: coupled to Adam it would shrink, entry by entry, the random features
@@ -45,7 +45,7 @@ class Config:
     rules: tuple[str, ...] = arms((1, 2, 3, 5, 8, 10))
     seeds: tuple[int, ...] = (0, 1, 2)
     selection_seeds: int = 3
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
     data: str = "digits"
     validation: int = 200
     widths: tuple[int, ...] = (64, 64)
@@ -61,11 +61,11 @@ _ON = {
     "digits": {},
     "mnist": {
         "rules": arms((1, 2, 5, 10, 32)), "validation": 5000, "widths": (256, 256), "epochs": 3, "batch_size": 128,
-        "learning_rates": (2e-4, 6e-4, 2e-3), "selection_seeds": 1,
+        "learning_rates": (2e-4, 6e-4, 2e-3, 6e-3), "selection_seeds": 1,
     },
     "cifar10": {
         "rules": arms((1, 2, 10, 64)), "validation": 5000, "widths": (512, 512, 512), "epochs": 4, "batch_size": 128,
-        "learning_rates": (2e-4, 6e-4, 2e-3), "selection_seeds": 1,
+        "learning_rates": (2e-4, 6e-4, 2e-3, 6e-3), "selection_seeds": 1,
     },
 }  # fmt: skip
 
