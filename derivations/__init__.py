@@ -17,6 +17,7 @@ from derivations import (  # noqa: F401
     mode_times,
     end_point,
     threshold,
+    vanishing_decay,
     overlap_law,
     overlap_spectrum,
     feedback_alignment,

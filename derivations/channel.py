@@ -77,6 +77,7 @@ def effective_teacher() -> Derivation:
                 explicit(W2.T * P.T * P * error, SIZES),
                 (EXPAND,),
                 shown=r"-\frac{\partial}{\partial W_1} \tfrac{1}{2} \operatorname{tr} E^T P^T P E",
+                shown_rhs="W_2^T P^T P E",
             ),
             Step(
                 "The readout's update is minus the gradient of the full loss.",
@@ -84,6 +85,7 @@ def effective_teacher() -> Derivation:
                 explicit(error * W1.T, SIZES),
                 (EXPAND,),
                 shown=r"-\frac{\partial}{\partial W_2} \tfrac{1}{2} \operatorname{tr} E^T E",
+                shown_rhs="E W_1^T",
             ),
         ),
         sizes=SIZES_TEXT + " The gradients are taken at that explicit size only. " + MATHEMATICAL_SHAPES,

@@ -83,7 +83,9 @@ class Step:
     @property
     def equation(self) -> str:
         """The equation in LaTeX."""
-        return f"{self.shown or sp.latex(self.lhs)} = {self.shown_rhs or sp.latex(self.rhs)}"
+        zero = isinstance(self.rhs, sp.MatrixBase) and all(entry == 0 for entry in self.rhs)
+        right = self.shown_rhs or ("0" if zero else sp.latex(self.rhs))
+        return f"{self.shown or sp.latex(self.lhs)} = {right}"
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,10 @@ def feedback_alignment_mode() -> Derivation:
             Step("The time starts at the start.", candidate.subs(a, a0), sp.Integer(0), shown="t(a_0)"),
         )
 
+    shown = (
+        r"\sum_{i = 1}^{3} \frac{1}{f'(\rho_i)} \ln \frac{a - \rho_i}{a_0 - \rho_i}, \quad "
+        r"f(a) = -\tfrac{1}{2} (a - \rho_1)(a - \rho_2)(a - \rho_3)"
+    )
     return Derivation(
         name="feedback_alignment_mode",
         title="Feedback alignment of one mode",
@@ -95,7 +99,7 @@ def feedback_alignment_mode() -> Derivation:
                 shown=r"\left. \dot a \right|_{s = ac}",
             ),
         ),
-        closed_form=ClosedForm("t(a)", form, (a, a0, *roots), conditions),
+        closed_form=ClosedForm("t(a)", form, (a, a0, *roots), conditions, shown),
         sizes=SCALAR,
         theory=("feedback_alignment_mode",),
         test="tests/test_derivations_vs_theory.py::test_feedback_alignment_mode",

@@ -71,6 +71,7 @@ def oja_flow() -> Derivation:
             ),
         )
 
+    shown = r"\frac{y y^T}{y^T y}, \quad y = " + sp.latex(grown) + r" \quad (m = 2,\ r = 1)"
     return Derivation(
         name="oja_flow",
         title="The Oja flow of the channel",
@@ -121,7 +122,7 @@ def oja_flow() -> Derivation:
             ),
             Step("The closed form is a projector.", metric * metric, metric, (inverse, explicit_y), shown="M^2"),
         ),
-        closed_form=ClosedForm("M(t)", form, (t, theta, c1, c2, rho), conditions),
+        closed_form=ClosedForm("M(t)", form, (t, theta, c1, c2, rho), conditions, shown),
         sizes="All sizes; the closed form once more at m = 3, r = 2 (generic up to a change of basis "
         "of the rows), written out and its limit taken at m = 2, r = 1. " + MATHEMATICAL_SHAPES,
         theory=("oja_metric",),

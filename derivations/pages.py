@@ -78,13 +78,14 @@ def index(derivations: Iterable[Derivation]) -> str:
     title = "Derivations"
     lines = [MARK, "", title, "=" * len(title), ""]
     lines += [
-        "Each result of the linear theory with its statement, assumptions and steps. Every equation on these pages was "
-        "verified with SymPy by ``python -m derivations``, which also writes them. "
-        "Identities between matrices of unspecified size are expanded into words of the free algebra, which proves them "
-        "for all sizes, and checked once more with symbolic entries at the explicit sizes that the pages name.",
+        "Each result of the linear theory with its statement, assumptions and steps. Every numbered equation was "
+        "verified with SymPy by ``python -m derivations``, which also writes these pages; one whose entries would fill "
+        "a page is printed in matrix notation. Identities between matrices of unspecified size are expanded into words "
+        "of the free algebra, which proves them for all sizes, and checked once more with symbolic entries at the "
+        "explicit sizes that the pages name.",
         "",
-        "Symbols are those of the mathematics (samples in columns); see :doc:`/notation` for the code's. The formulas are "
-        "typed independently of :mod:`linfb.theory`, and tests compare the two on random draws.",
+        "Symbols are those of the mathematics (samples in columns); see :doc:`/notation` for the code's. The formulas "
+        "are typed independently of :mod:`linfb.theory`, and tests compare the two on random draws.",
         "",
         ".. toctree::",
         "   :maxdepth: 1",

@@ -46,6 +46,7 @@ def linear_regression_limit() -> Derivation:
                 candidate.diff(t),
                 (s - candidate) * strength - 2 * lam * candidate,
                 shown=r"\dot c(t)",
+                shown_rhs=r"(s - c) h e^{-2 \lambda t} - 2 \lambda c",
             ),
             Step("It starts at the given strength.", candidate.subs(t, 0), c0, shown="c(0)"),
         )

@@ -179,16 +179,13 @@ def exact_trajectory() -> Derivation:
                 key=True,
                 shown=r"\frac{d}{dt} \left( X_{2} N X_{1}^{T} \right)",
             ),
-            *(
-                Step(
-                    "Independent of the above, as a power series in t with symbolic entries "
-                    f"(m = n = k = 2, r = 1): the coefficient of order {order}.",
-                    difference,
-                    sp.zeros(2, 2),
-                    (EXPAND,),
-                    shown=rf"[t^{order}] \left( X_2 N X_1^T - W_2 W_1 \right)",
-                )
-                for order, difference in enumerate(taylor_difference(ORDER))
+            Step(
+                "Independent of the above, as a power series in t with symbolic entries (m = n = k = 2, r = 1): "
+                f"the coefficients of order 0 to {ORDER}, one below the other.",
+                sp.Matrix.vstack(*taylor_difference(ORDER)),
+                sp.zeros(2 * (ORDER + 1), 2),
+                (EXPAND,),
+                shown=r"[t^i] \left( X_2 N X_1^T - W_2 W_1 \right)_{i = 0, \dots, " + str(ORDER) + "}",
             ),
         ),
         sizes="All sizes for the equations of motion; the power series to fourth order at the "
