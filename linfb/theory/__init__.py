@@ -9,7 +9,7 @@ _HOME = {
     "conserved": "balance",
     "end_point": "fixed_points",
     "exact_map": "exact",
-    "expected_learned_fraction": "random_channels",
+    "expected_learned_fraction": "random_learning",
     "feedback_alignment_end_point": "fixed_points",
     "feedback_alignment_mode": "feedback_alignment",
     "learned_modes": "fixed_points",
@@ -24,18 +24,20 @@ _HOME = {
     "predict": "predict",
     "readout_only_map": "readout",
     "time_to_half": "modes",
-    "time_to_half_cdf": "random_channels",
-    "time_to_half_quantile": "random_channels",
+    "time_to_half_cdf": "random_learning",
+    "time_to_half_quantile": "random_learning",
 }
 
-__all__ = sorted(_HOME)  # noqa: PLE0605
+__all__ = sorted(_HOME)
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name when it is first used."""
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value  # importing the module predict has just bound that name to the module
+    return value
 
 
 def __dir__() -> list[str]:

@@ -69,9 +69,7 @@ def mode_strength(t: Any, s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: fl
     >>> mode_strength(1e4, 2.0, 0.01, kappa=0.25, weight_decay=0.1)
     np.float64(1.8)
     """
-    t, s, c0, kappa = (
-        non_negative(name, value) for name, value in (("t", t), ("s", s), ("c0", c0), ("kappa", kappa))
-    )
+    t, s, c0, kappa = (non_negative(name, value) for name, value in (("t", t), ("s", s), ("c0", c0), ("kappa", kappa)))
     decay = real("weight_decay", weight_decay, at_least=0.0)
     root = np.sqrt(kappa)
     gain = root * s - decay

@@ -1,0 +1,207 @@
+"""What a randomly drawn channel sees of a task: the laws of the overlap kappa, without simulation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from linfb._checks import integer, real, real_array
+
+
+def overlap_distribution(rank: int, n_out: int) -> Any:
+    r"""Return the law of the share kappa of one direction that a random channel sees.
+
+    .. math::
+        \kappa = u^\top P^\top P u \sim \mathrm{Beta}\bigl(\tfrac r2, \tfrac{m - r}2\bigr), \qquad
+        \langle\kappa\rangle = r / m
+
+    Parameters
+    ----------
+    rank : int
+        Number r of orthonormal rows of P, from 1 to n_out - 1.
+    n_out : int
+        Number m of outputs.
+
+    Returns
+    -------
+    scipy.stats frozen distribution
+        With pdf, cdf, ppf, moments and so on.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the arguments are no integers in range; with rank = n_out the channel sees everything, kappa = 1.
+
+    Notes
+    -----
+    P uniform over matrices with orthonormal rows, u fixed. Exact at any size: kappa is the squared length of the first
+    r coordinates of a uniformly random unit vector. Checked in ``tests/test_theory_random_channels.py``.
+
+    References
+    ----------
+    :cite:p:`absil2006`
+
+    Examples
+    --------
+    >>> float(overlap_distribution(2, 8).mean())
+    0.25
+    """
+    from scipy.stats import beta
+
+    n_out = integer("n_out", n_out, at_least=1)
+    rank = integer("rank", rank, at_least=1)
+    if rank >= n_out:
+        raise ValueError(
+            f"rank must be below n_out = {n_out}, got {rank}: such a channel sees everything, kappa = 1 for certain"
+        )
+    return beta(rank / 2, (n_out - rank) / 2)
+
+
+def overlap_density(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarray:
+    r"""Return the continuous part of the density of the overlaps of a task with a random channel, for wide outputs.
+
+    .. math::
+        \rho(x) = \frac{\sqrt{(x - x_-)(x_+ - x)}}{2\pi\alpha\, x(1 - x)}, \qquad
+        x_\pm = \Bigl(\sqrt{\alpha(1 - \beta)} \pm \sqrt{\beta(1 - \alpha)}\Bigr)^2
+
+    Parameters
+    ----------
+    x : array_like
+        Overlaps; the density is zero outside ``(x_-, x_+)``.
+    rank_fraction : float
+        beta = r / m, in (0, 1].
+    task_fraction : float
+        alpha = d / m, in (0, 1].
+
+    Returns
+    -------
+    numpy.ndarray or float
+        Density with the shape of `x`. Together with :func:`overlap_atoms` it integrates to one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is not a finite number or a fraction is out of range.
+
+    Notes
+    -----
+    The eigenvalues of U^T P^T P U (d by d, U orthonormal task directions, P uniform with orthonormal rows) follow the
+    Jacobi ensemble; this is the limit m to infinity at fixed fractions. Means of smooth functions over the eigenvalues
+    deviate from it by O(1 / m).
+
+    References
+    ----------
+    :cite:p:`wachter1980,collins2005`
+
+    Examples
+    --------
+    >>> overlap_density([0.1, 0.5, 0.9], 0.5, 0.25)
+    array([1.17301607, 1.10265779, 1.17301607])
+    """
+    x = real_array("x", x)
+    alpha, _, low, high = _support(rank_fraction, task_fraction)
+    inside = (x > low) & (x < high)
+    y = np.where(inside, x, 0.5)
+    root = np.sqrt(np.maximum((y - low) * (high - y), 0.0))
+    return np.where(inside, root / (2 * np.pi * alpha * y * (1 - y)), 0.0)[()]
+
+
+def overlap_atoms(rank_fraction: float, task_fraction: float) -> tuple[float, float]:
+    r"""Return the shares of a task's directions of which a random channel sees nothing, and everything.
+
+    .. math:: \bigl(1 - \beta/\alpha\bigr)_+, \qquad \bigl(1 - (1 - \beta)/\alpha\bigr)_+
+
+    Parameters
+    ----------
+    rank_fraction, task_fraction : float
+        As in :func:`overlap_density`.
+
+    Returns
+    -------
+    at_zero, at_one : float
+        Masses of the law of the overlaps at 0 and at 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`overlap_density`.
+
+    Notes
+    -----
+    Exact at any size with beta = r / m and alpha = d / m: the dimensions of the intersections of generic subspaces.
+
+    References
+    ----------
+    :cite:p:`collins2005`
+
+    Examples
+    --------
+    >>> overlap_atoms(0.25, 0.5), overlap_atoms(0.75, 0.5)
+    ((0.5, 0.0), (0.0, 0.5))
+    """
+    alpha, beta, _, _ = _support(rank_fraction, task_fraction)
+    return max(0.0, 1 - beta / alpha), max(0.0, 1 - (1 - beta) / alpha)
+
+
+def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarray:
+    r"""Return the share of the overlaps of a task with a random channel that are at most x, for wide outputs.
+
+    The density of :func:`overlap_density` integrates to
+
+    .. math::
+        \frac{1}{\pi\alpha}\Bigl[\arctan w - \sqrt{x_- x_+}\,\arctan\Bigl(w \sqrt{\tfrac{x_+}{x_-}}\Bigr)
+        - \sqrt{(1 - x_-)(1 - x_+)}\,\arctan\Bigl(w \sqrt{\tfrac{1 - x_+}{1 - x_-}}\Bigr)\Bigr], \qquad
+        w = \sqrt{\frac{x - x_-}{x_+ - x}},
+
+    to which the atoms are added.
+
+    Parameters
+    ----------
+    x : array_like
+        Overlaps.
+    rank_fraction, task_fraction : float
+        As in :func:`overlap_density`.
+
+    Returns
+    -------
+    numpy.ndarray or float
+        Shares, with the shape of `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`overlap_density`.
+
+    Notes
+    -----
+    The integral is elementary: partial fractions of 1 / (x (1 - x)) and the substitution w.
+
+    References
+    ----------
+    :cite:p:`wachter1980,collins2005`
+
+    Examples
+    --------
+    >>> overlap_cdf([0.0, 0.5, 1.0], 0.5, 0.25)
+    array([0. , 0.5, 1. ])
+    """
+    x = real_array("x", x)
+    alpha, _, low, high = _support(rank_fraction, task_fraction)
+    at_zero, at_one = overlap_atoms(rank_fraction, task_fraction)
+    up, down = np.sqrt(np.clip(x - low, 0.0, None)), np.sqrt(np.clip(high - x, 0.0, None))
+
+    def part(over: float, under: float) -> np.ndarray:
+        return np.sqrt(over * under) * np.arctan2(up * np.sqrt(over), down * np.sqrt(under))
+
+    continuous = (part(1.0, 1.0) - part(high, low) - part(1 - high, 1 - low)) / (np.pi * alpha)
+    total = np.maximum(continuous, 0.0) + at_zero * (x >= 0) + at_one * (x >= 1)
+    return np.where(x >= 1, 1.0, total)[()]
+
+
+def _support(rank_fraction: float, task_fraction: float) -> tuple[float, float, float, float]:
+    """Return alpha, beta and the edges of the continuous part of the Jacobi law."""
+    beta = real("rank_fraction", rank_fraction, above=0.0, at_most=1.0)
+    alpha = real("task_fraction", task_fraction, above=0.0, at_most=1.0)
+    outer, inner = np.sqrt(alpha * (1 - beta)), np.sqrt(beta * (1 - alpha))
+    return alpha, beta, float((outer - inner) ** 2), float(min((outer + inner) ** 2, 1.0))
