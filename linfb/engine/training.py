@@ -12,7 +12,7 @@ import numpy as np
 
 from linfb._checks import choice, integer, real
 from linfb._errors import DivergenceError, InterruptedRun
-from linfb.backend import device_namespace, stream
+from linfb.backend import device_namespace, namespace, stream
 from linfb.engine import checkpoint as checkpoints
 from linfb.engine.losses import LOSSES
 from linfb.engine.models import Model, evaluate
@@ -131,8 +131,7 @@ def train(
     schedule = Constant() if schedule is None else schedule
     if not callable(schedule):
         raise TypeError(f"schedule must be callable, from an epoch to a factor, got {schedule!r}")
-    splits = data.splits(dtype=dtype) if callable(getattr(data, "splits", None)) else data
-    _check_data(splits, model, batch_size)
+    splits = _checked(data, model, rule, batch_size, dtype)
     run = _Run(
         splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers, schedule=schedule,
         seed=seed, loss=loss, error_clip=error_clip, observe=tuple(observe), device=device, dtype=dtype,
@@ -142,18 +141,25 @@ def train(
         return _train(run, epochs, progress, checkpoint)
 
 
-def _check_data(splits: Any, model: Model, batch_size: int) -> None:
+def _checked(data: Any, model: Any, rule: Any, batch_size: Any, dtype: str) -> Any:
+    """Return the parts of the data, after a check that they, the model and the rule go together."""
+    if not isinstance(model, Model):
+        raise TypeError(f"model must be a linfb.engine.Model, for example mlp(...), got {model!r}")
+    if not isinstance(rule, Rule):
+        raise TypeError(f"rule must be a linfb.rules.Rule, for example linfb.rules.backpropagation(), got {rule!r}")
+    splits = data.splits(dtype=dtype) if callable(getattr(data, "splits", None)) else data
     for part in ("train", "validation", "test"):
+        if not hasattr(splits, part):
+            raise TypeError(f"data must be a linfb.datasets.Dataset or its splits(), got {type(data).__name__}")
         x = getattr(splits, part)[0]
         if len(x) == 0:
             raise ValueError(f"data has no {part} rows; the epoch is chosen on validation, the result is on test")
         if x.ndim != 2 or x.shape[1] != model.n_in:
-            raise ValueError(
-                f"data: inputs of the {part} part have shape {x.shape}, model expects (sample, {model.n_in})"
-            )
+            raise ValueError(f"data: inputs of part {part} have shape {x.shape}, model expects (sample, {model.n_in})")
     if splits.n_classes > model.n_out:
         raise ValueError(f"data has {splits.n_classes} classes, model has only {model.n_out} outputs")
     integer("batch_size", batch_size, at_least=1, at_most=len(splits.train[0]))
+    return splits
 
 
 @dataclass(frozen=True)
@@ -213,7 +219,7 @@ def _train(run: _Run, epochs: int, progress: bool, folder: Any) -> Any:
     if folder is not None:
         _resume(run, now, epochs, folder)
     parts = {part: _placed(run, part) for part in ("train", "validation")}
-    steps = len(parts["train"][0]) // run.batch_size
+    steps = parts["train"][0].shape[0] // run.batch_size
     config = run.config() | {"epochs": epochs, "capped_layers": drawn.capped}
 
     def result(tests: Mapping[str, tuple[float, float]]) -> Any:
@@ -244,8 +250,9 @@ def _placed(run: _Run, part: str) -> tuple[Any, Any, Any]:
 
 def _batches(run: _Run, epoch: int, rows: int, steps: int) -> Iterator[Any]:
     """Return the rows of every step of an epoch, in an order that depends on seed and epoch only."""
-    order = stream(run.seed, "shuffle", epoch).permutation(rows)[: steps * run.batch_size]
-    return iter(device_namespace(run.device).asarray(order.reshape(steps, run.batch_size)))
+    order = stream(run.seed, "shuffle", epoch).permutation(rows)
+    placed = device_namespace(run.device).asarray(order)
+    return (placed[i * run.batch_size : (i + 1) * run.batch_size] for i in range(steps))
 
 
 def _epoch(run: _Run, now: _Progress, parts: Mapping[str, Any], steps: int, bar: Any) -> None:
@@ -260,7 +267,7 @@ def _epoch(run: _Run, now: _Progress, parts: Mapping[str, Any], steps: int, bar:
             number=epoch * steps + i + 1, factor=factor, error_clip=run.error_clip,
         )  # fmt: skip
         total += _finite(float(value), "loss", run, epoch, i)
-        right += int(xp.sum(xp.argmax(outputs, axis=1) == xp.take(labels, rows, axis=0)))
+        right += _correct(outputs, xp.take(labels, rows, axis=0))
         bar.update()
     for path, array in flatten(state._replace(slots={})).items():
         _finite(float(xp.sum(array)), path, run, epoch, steps - 1)
@@ -291,22 +298,28 @@ def _finite(value: float, what: str, run: _Run, epoch: int, number: int) -> floa
     return value
 
 
+def _correct(outputs: Any, labels: Any) -> int:
+    xp = namespace(outputs, labels)
+    return int(xp.sum(xp.astype(xp.argmax(outputs, axis=1) == labels, xp.int64)))
+
+
 def _evaluated(run: _Run, state: State, part: tuple[Any, Any, Any]) -> tuple[float, float]:
     """Return loss and accuracy over all rows of a part."""
-    xp, (x, targets, labels) = device_namespace(run.device), part
+    x, targets, labels = part
     total, right, rows = 0.0, 0, x.shape[0]
     for start in range(0, rows, _EVALUATED_ROWS):
-        chunk = slice(start, start + _EVALUATED_ROWS)
+        chunk = slice(start, min(start + _EVALUATED_ROWS, rows))
         outputs = evaluate(run.model, state.weights, state.buffers, x[chunk, :])
         total += float(LOSSES[run.loss](outputs, targets[chunk, :])[0]) * outputs.shape[0]
-        right += int(xp.sum(xp.argmax(outputs, axis=1) == labels[chunk]))
+        right += _correct(outputs, labels[chunk])
     return total / rows, right / rows
 
 
 def _observed(run: _Run, state: State, part: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
     if not run.observe:
         return {}
-    x, targets = part[0][:_OBSERVED_ROWS, :], part[1][:_OBSERVED_ROWS, :]
+    rows = min(_OBSERVED_ROWS, part[0].shape[0])
+    x, targets = part[0][:rows, :], part[1][:rows, :]
     view = snapshot(run.model, run.rule, LOSSES[run.loss], state.weights, state.channels, x, targets)
     return {name: OBSERVABLES[name](view) for name in run.observe}
 
