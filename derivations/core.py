@@ -34,11 +34,28 @@ def _entrywise(function: Callable[[sp.Expr], sp.Expr]) -> Callable[[Any], Any]:
     return lambda value: value.applyfunc(function) if isinstance(value, sp.MatrixBase) else function(value)
 
 
+def rational(expr: sp.Expr) -> sp.Expr:
+    """Return the canonical form of a rational function of symbols; anything else is refused.
+
+    Examples
+    --------
+    >>> import sympy as sp
+    >>> x = sp.Symbol("x")
+    >>> rational(1 / (x - 1) - 1 / (x + 1) - 2 / (x**2 - 1))
+    0
+    """
+    symbols = sorted(expr.free_symbols, key=str)
+    if not symbols:
+        return sp.simplify(expr)
+    field = sp.QQ.frac_field(*symbols)
+    return field.to_sympy(field.from_sympy(expr))
+
+
 SIMPLIFY = Rewriting("by simplification", _entrywise(sp.simplify))
 EXPAND = Rewriting("by expanding both sides", _entrywise(sp.expand))
 RATIONAL = Rewriting(
     "as an identity of rational functions (common denominator, expanded)",
-    _entrywise(lambda expr: sp.cancel(sp.together(expr))),
+    _entrywise(rational),
 )
 EVALUATE = Rewriting(
     "by carrying out the derivatives, integrals and limits and simplifying",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import all_sizes, at_sizes, entries, unit
-from derivations.core import RATIONAL, SIMPLIFY, ClosedForm, Derivation, Step
+from derivations.core import SIMPLIFY, ClosedForm, Derivation, Step, rational
 from derivations.registry import derivation
 from derivations.setting import ALIGNED, EQUAL_RATES, MATHEMATICAL_SHAPES, WHITENED, A, P, k, lam, m, n, r
 
@@ -67,7 +67,7 @@ def end_point() -> Derivation:
     sizes, values = _example()
     both = (
         all_sizes(*_relations(), symmetric=(S, R), given="the stated properties of V, G, S and R"),
-        at_sizes(sizes, values, finish=RATIONAL.apply),
+        at_sizes(sizes, values, finish=rational),
     )
     w1, w2 = G * S * V.T, A * V * R * S * G.T
     error, left = A - w2 * w1, sp.Identity(n) - V * V.T

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import all_sizes, along, at_sizes, entries, rate, unit
-from derivations.core import RATIONAL, SIMPLIFY, ClosedForm, Derivation, Step
+from derivations.core import SIMPLIFY, ClosedForm, Derivation, Step, rational
 from derivations.registry import derivation
 from derivations.setting import MATHEMATICAL_SHAPES, P, m, r, t
 
@@ -31,11 +31,11 @@ def oja_flow() -> Derivation:
     symmetric = all_sizes(symmetric=(C, N, M), given="symmetric C and N")
     inverse = all_sizes((Y * Y.T * N, small), symmetric=(C, N), given=r":math:`N = (YY^\top)^{-1}`")
     orthonormal = all_sizes((P * P.T, small), symmetric=(C,), given=r":math:`PP^\top = I`")
-    explicit_y = at_sizes({m: 3, r: 2}, values, finish=RATIONAL.apply)
+    explicit_y = at_sizes({m: 3, r: 2}, values, finish=rational)
     turned = at_sizes(
         {m: 2, r: 1},
         {P: unit(sp.Symbol("tau", real=True)).T, C: entries(C, 2, 2, symmetric=True)},
-        finish=RATIONAL.apply,
+        finish=rational,
     )
     grown = sp.Matrix([sp.cos(theta) * sp.exp(rho * c1 * t), sp.sin(theta) * sp.exp(rho * c2 * t)])
     form = sp.ImmutableMatrix(grown * grown.T / (grown.T * grown)[0, 0])

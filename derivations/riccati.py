@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import all_sizes, along, at_sizes, entries, rate, unit
-from derivations.core import RATIONAL, Derivation, Step
+from derivations.core import Derivation, Step, rational
 from derivations.registry import derivation
 from derivations.setting import MATHEMATICAL_SHAPES, WHITENED, k, m, n
 
@@ -79,7 +79,7 @@ def riccati() -> Derivation:
                 gram,
                 linear,
                 X.T * X,
-                (closed, at_sizes(sizes, inverse, finish=RATIONAL.apply)),
+                (closed, at_sizes(sizes, inverse, finish=rational)),
                 key=True,
             ),
             Step(
@@ -89,7 +89,7 @@ def riccati() -> Derivation:
                 2 * upper.T * upper,
                 (
                     halves,
-                    at_sizes({n: 2, m: 2, k: 2}, {upper: turn * entries(lower, 2, 2)}, finish=RATIONAL.apply),
+                    at_sizes({n: 2, m: 2, k: 2}, {upper: turn * entries(lower, 2, 2)}, finish=rational),
                 ),
                 shown="X^T X",
             ),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import all_sizes, at_sizes, entries, unit
-from derivations.core import SIMPLIFY, ClosedForm, Derivation, Step
+from derivations.core import SIMPLIFY, ClosedForm, Derivation, Step, rational
 from derivations.registry import derivation
 from derivations.setting import ALIGNED, MATHEMATICAL_SHAPES, WHITENED, P, k, lam, m, n, r, t
 
@@ -78,9 +78,7 @@ def single_mode() -> Derivation:
     vectors = {letter: unit(sp.Symbol(name, real=True)) for letter, name in ((u, "tau_1"), (v, "tau_2"), (g, "tau_3"))}
     first, seen = entries(P, 2, 2).col(0), unit(sp.Symbol("tau_4", real=True))
     channel = sp.Matrix.hstack(first, (visible * seen - first * vectors[u][0]) / vectors[u][1])
-    example = at_sizes(
-        {n: 2, k: 2, m: 2, r: 2}, {**vectors, P: channel}, finish=lambda expr: sp.cancel(sp.together(expr))
-    )
+    example = at_sizes({n: 2, k: 2, m: 2, r: 2}, {**vectors, P: channel}, finish=rational)
     both, strength = (relations, example), visible * beta**2
     return Derivation(
         name="single_mode",

@@ -9,7 +9,7 @@ import sympy as sp
 from sympy.polys.matrices import DomainMatrix
 
 from derivations.algebra import all_sizes, along, at_sizes, entries, rate, unit
-from derivations.core import EXPAND, Derivation, Rewriting, Step
+from derivations.core import EXPAND, Derivation, Rewriting, Step, rational
 from derivations.registry import derivation
 from derivations.setting import (
     ALIGNED,
@@ -39,7 +39,7 @@ def _balanced_example() -> Rewriting:
     return at_sizes(
         {n: 2, k: 2, m: 2, sp.Symbol("r", integer=True, positive=True): 1},
         values,
-        finish=lambda expr: sp.cancel(sp.together(expr)),
+        finish=rational,
     )
 
 
