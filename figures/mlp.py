@@ -148,27 +148,30 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
 
 
 def plot(results: xr.Dataset, config: Config) -> Any:
-    """Return the figure: test accuracy against rank, rules without a channel as lines."""
+    """Return the figure: test error against rank, rules without a channel as lines."""
     figure = new_figure(COLUMN, 3.2)
     axes = figure.add_subplot()
-    accuracy = results.test_accuracy.sel(weights="chosen")
+    error = 1 - results.test_accuracy.sel(weights="chosen")
     positions: list[int] = []
     for colour, reader in zip(COLOURS, SWEPT, strict=False):
         labels = [label for label in config.rules if label.startswith(f"{reader}, r = ")]
         ranks = [int(label.split("= ")[1]) for label in labels]
         positions = sorted({*positions, *ranks})
         name = {"Oja": "P by Oja, Q learned", "fixed": "P fixed, Q learned"}[reader]
-        curves(axes, ranks, accuracy.sel(rule=labels).transpose("seed", "rule"), colour, label=name)
+        curves(axes, ranks, error.sel(rule=labels).transpose("seed", "rule"), colour, label=name)
     for colour, label in zip((GREY, *COLOURS[3:]), [rule for rule in WHOLE if rule in config.rules], strict=False):
-        for run in accuracy.sel(rule=label).values:
+        for run in error.sel(rule=label).values:
             axes.axhline(run, color=colour, linewidth=0.4, alpha=0.5, zorder=0)
-        axes.axhline(float(accuracy.sel(rule=label).median()), color=colour, linewidth=1.2, label=label, zorder=0)
-    axes.axhline(1 / 10, color=GREY, linewidth=0.8, linestyle=":", label="chance", zorder=0)
+        axes.axhline(float(error.sel(rule=label).median()), color=colour, linewidth=1.2, label=label, zorder=0)
+    axes.axhline(1 - 1 / 10, color=GREY, linewidth=0.8, linestyle=":", label="chance", zorder=0)
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("{x:g}")
     axes.set_xscale("log", base=2)
     axes.set_xticks(positions, [str(rank) for rank in positions])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
     axes.set_xlabel("rank r of the channel")
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel("test error (log scale)")
     axes.set_title(f"{config.data}, hidden layers {'-'.join(map(str, config.widths))}, {len(config.seeds)} seeds")
     figure.legend(loc="outside lower center", ncols=2)
     return figure
