@@ -52,11 +52,12 @@ class Config:
     slow: float = 0.5
     fast: float = 50.0
     t_max: float = 16.0
-    n_times: int = 33
+    n_times: int = 161
 
 
 PARTS = "rules"
-CONFIGS = {"quick": Config(), "paper": Config(seeds=(0, 1, 2, 3, 4), n_in=32, n_hidden=24, n_out=16, n_times=97)}
+DOT_EVERY = 5
+CONFIGS = {"quick": Config(), "paper": Config(seeds=(0, 1, 2, 3, 4), n_in=32, n_hidden=24, n_out=16}
 
 
 def rule_of(label: str, config: Config) -> tuple[Any, int]:
@@ -168,9 +169,11 @@ def _panel(axes: Any, one: xr.Dataset, config: Config) -> None:
         for run in one.simulated.isel(mode=mode).values:
             if not known:
                 axes.plot(one.time, run, "-", color=COLOURS[mode], linewidth=0.4, alpha=0.5, zorder=1)
-            axes.plot(one.time, run, ".", color=COLOURS[mode], markersize=3, markeredgewidth=0, zorder=4)
+            dots = {"marker": ".", "markersize": 3, "markeredgewidth": 0, "markevery": DOT_EVERY}
+            axes.plot(one.time, run, linestyle="", color=COLOURS[mode], zorder=4, **dots)
         for run in one.theory.isel(mode=mode).values:
             axes.plot(one.time, run, **THEORY | {"linewidth": 0.7})
+    axes.set_yticks([0.0, *config.singular_values])
     axes.set_ylim(-0.25, config.singular_values[0] * 1.12)
 
 
