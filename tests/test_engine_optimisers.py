@@ -1,4 +1,4 @@
-"""Optimisers: compiled steps against the plain ones, what each part of a rule gets, schedules."""
+"""Optimizers: compiled steps against the plain ones, what each part of a rule gets, schedules."""
 
 import inspect
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linfb import rules
-from linfb.engine import Constant, Cosine, Exponential, Optimisers, adam, adamw, amsgrad, sgd
+from linfb.engine import Constant, Cosine, Exponential, Optimizers, adam, adamw, amsgrad, sgd
 from linfb.engine.optimisers import overwriting
 from linfb.kernels import cpu_optimisers, reference_optimisers
 from linfb.rules import readers
@@ -111,12 +111,12 @@ def test_amsgrad_never_takes_a_longer_step_because_gradients_shrank():
 
 def test_feedback_arrays_inherit_settings_and_decay_only_where_the_rule_says():
     W = adam(1e-3, weight_decay=0.1)
-    oja = Optimisers(W).parts(rules.low_rank(2, reader=readers.Oja(rate=5.0)))
+    oja = Optimizers(W).parts(rules.low_rank(2, reader=readers.Oja(rate=5.0)))
     assert (oja["Q"].optimiser.weight_decay, oja["P"].optimiser.weight_decay) == (0.1, 0.0)
     assert (oja["W"].rate, oja["Q"].rate, oja["P"].rate) == (1.0, 1.0, 5.0)
-    local = Optimisers(W).parts(rules.local(2, rate=3.0))
+    local = Optimizers(W).parts(rules.local(2, rate=3.0))
     assert (local["P"].optimiser.weight_decay, local["P"].rate, local["Q"].rate) == (0.1, 3.0, 3.0)
-    own = Optimisers(W, Q=sgd(0.5), P=adam(2e-3, weight_decay=0.2)).parts(rules.low_rank(2))
+    own = Optimizers(W, Q=sgd(0.5), P=adam(2e-3, weight_decay=0.2)).parts(rules.low_rank(2))
     assert own["Q"].optimiser == sgd(0.5)
     assert own["P"].optimiser.weight_decay == 0.2
 
@@ -132,8 +132,8 @@ def test_feedback_arrays_inherit_settings_and_decay_only_where_the_rule_says():
         (lambda: adam(0.1, epsilon=0.0), "epsilon"),
         (lambda: adam(0.1, weight_decay=-1.0), "weight_decay"),
         (lambda: adam(0.1, decay="both"), "decay"),
-        (lambda: Optimisers("adam"), "optimizer for W"),
-        (lambda: Optimisers(sgd(0.1), P=3), "optimizer for P"),
+        (lambda: Optimizers("adam"), "optimizer for W"),
+        (lambda: Optimizers(sgd(0.1), P=3), "optimizer for P"),
         (lambda: Exponential(0.0), "gamma"),
         (lambda: Cosine(0), "epochs"),
         (lambda: Cosine(5, warmup=5), "warmup"),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from linfb import rules
 from linfb._errors import DivergenceError, InterruptedRun
 from linfb.datasets import Dataset, load_dataset
-from linfb.engine import Cosine, Exponential, Optimisers, adam, amsgrad, cross_entropy, mlp, sgd, train
+from linfb.engine import Cosine, Exponential, Optimizers, adam, amsgrad, cross_entropy, mlp, sgd, train
 from linfb.engine import checkpoint as checkpoints
 from linfb.engine.observables import alignment, captured_energy, mirror_stability, snapshot
 from linfb.engine.state import initial_state
@@ -77,7 +77,7 @@ def test_same_seed_same_bits_and_another_seed_another_run():
 
 
 @pytest.mark.parametrize(
-    "optimizer", [amsgrad(1e-2, weight_decay=1e-3), Optimisers(adam(1e-2), Q=sgd(0.1, momentum=0.9), P=adam(1e-3))]
+    "optimizer", [amsgrad(1e-2, weight_decay=1e-3), Optimizers(adam(1e-2), Q=sgd(0.1, momentum=0.9), P=adam(1e-3))]
 )
 def test_resuming_equals_an_uninterrupted_run_to_the_bit(tmp_path, optimizer):
     whole = run(epochs=4, optimizer=optimizer, schedule=Cosine(4, warmup=1))
@@ -201,7 +201,7 @@ def test_training_runs_under_the_strict_array_api():
 
 
 def view(rule):
-    state, _ = initial_state(MODEL, rule, Optimisers(sgd(0.1)).parts(rule), 0, np.array)
+    state, _ = initial_state(MODEL, rule, Optimizers(sgd(0.1)).parts(rule), 0, np.array)
     rng = np.random.default_rng(0)
     x, targets = rng.standard_normal((30, 4)), np.eye(3)[rng.integers(0, 3, 30)]
     return snapshot(MODEL, rule, cross_entropy, state.weights, state.channels, x, targets)

@@ -5,7 +5,7 @@ import pytest
 
 import linfb
 from linfb import rules
-from linfb.engine import Dense, Model, Optimisers, sgd, squared_error
+from linfb.engine import Dense, Model, Optimizers, sgd, squared_error
 from linfb.engine.state import State, step
 from linfb.linear import Euler
 from linfb.linear.flow import flow
@@ -38,7 +38,7 @@ TASKS = {
 def engine_step(rule, state, inputs, labels, rate, weight_decay):
     """Take one engine step from a linear state and return the new weights and channels."""
     model = Model(tuple(Dense(W.shape[1], W.shape[0]) for W in state.weights))
-    optimisers = Optimisers(sgd(rate, weight_decay=weight_decay))
+    optimisers = Optimizers(sgd(rate, weight_decay=weight_decay))
     copied = [W.copy() for W in state.weights]
     channels = tuple(
         channel._replace(
@@ -54,7 +54,7 @@ def engine_step(rule, state, inputs, labels, rate, weight_decay):
             if learning[key]:
                 slots[f"channels/{l}/{key}"] = parts[key].optimiser.init(getattr(channel, key))
     start = State(tuple(copied), (None,) * len(copied), (None, *channels), slots)
-    after, _, _ = step(model, rule, squared_error, optimisers, start, inputs, labels, number=1)
+    after, _, _ = step(model, rule, squared_error, parts, start, inputs, labels, number=1)
     return after
 
 

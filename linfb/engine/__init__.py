@@ -5,11 +5,11 @@ from __future__ import annotations
 from linfb.engine.layers import BatchNorm, Bias, Dense, ReLU
 from linfb.engine.losses import cross_entropy, squared_error
 from linfb.engine.models import Model, mlp
-from linfb.engine.optimisers import Optimisers, adam, adamw, amsgrad, sgd
+from linfb.engine.optimisers import Optimizers, adam, adamw, amsgrad, sgd
 from linfb.engine.schedules import Constant, Cosine, Exponential
 from linfb.engine.training import train
 
 __all__ = [
-    "BatchNorm", "Bias", "Constant", "Cosine", "Dense", "Exponential", "Model", "Optimisers", "ReLU", "adam", "adamw",
+    "BatchNorm", "Bias", "Constant", "Cosine", "Dense", "Exponential", "Model", "Optimizers", "ReLU", "adam", "adamw",
     "amsgrad", "cross_entropy", "mlp", "sgd", "squared_error", "train",
 ]  # fmt: skip

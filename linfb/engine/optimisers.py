@@ -1,4 +1,4 @@
-r"""Optimisers as pure pairs: `init` makes what one array needs, `update` takes one step of it.
+r"""Optimizers as pure pairs: `init` makes what one array needs, `update` takes one step of it.
 
 An optimiser acts on one array at a time, so that W, Q and P can each have their own. Weight decay is explicit:
 "coupled" (an L2 penalty, :math:`g + \lambda w` enters the moments) or "decoupled" (:math:`-\eta\lambda w` acts on the
@@ -18,10 +18,10 @@ from linfb.backend import namespace
 from linfb.kernels import reference_optimisers as reference
 from linfb.rules import Rule
 
-__all__ = ["Adam", "Optimiser", "Optimisers", "Sgd", "adam", "adamw", "amsgrad", "overwriting", "sgd"]
+__all__ = ["Adam", "Optimizer", "Optimizers", "Sgd", "adam", "adamw", "amsgrad", "overwriting", "sgd"]
 
 
-class Optimiser(Protocol):
+class Optimizer(Protocol):
     """What the training loop needs of an optimiser."""
 
     learning_rate: float
@@ -85,7 +85,7 @@ class Sgd:
         factor: float = 1.0,
         kernels: ModuleType = reference,
     ) -> tuple[Any, tuple[Any, ...]]:
-        """Take one step, see :class:`Optimiser`."""
+        """Take one step, see :class:`Optimizer`."""
         rate = self.learning_rate * factor
         value, *slots_new = kernels.sgd(value, gradient, *slots, rate, self.momentum, self.lookahead, *_decays(self))
         return value, tuple(slots_new)
@@ -125,7 +125,7 @@ class Adam:
         factor: float = 1.0,
         kernels: ModuleType = reference,
     ) -> tuple[Any, tuple[Any, ...]]:
-        """Take one step, see :class:`Optimiser`."""
+        """Take one step, see :class:`Optimizer`."""
         rule = kernels.adam if self.second_moment == "running" else kernels.amsgrad
         rate = self.learning_rate * factor
         value, *slots_new = rule(
@@ -265,21 +265,21 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Optimisers:
+class Optimizers:
     """Separate optimisers for the weights and the two kinds of feedback arrays.
 
     Parameters
     ----------
-    W : Optimiser
+    W : Optimizer
         For all forward weights.
-    Q, P : Optimiser, optional
+    Q, P : Optimizer, optional
         For mirrors and readers. None takes W's settings, with the weight decay of W only where the rule says that
         decay acts on the array. In both cases the rule's rate multiplies the learning rate.
 
     Examples
     --------
     >>> from linfb.rules import low_rank
-    >>> parts = Optimisers(adam(1e-3, weight_decay=1e-4)).parts(low_rank(2))
+    >>> parts = Optimizers(adam(1e-3, weight_decay=1e-4)).parts(low_rank(2))
     >>> parts["Q"].optimiser.weight_decay, parts["P"].optimiser.weight_decay, parts["P"].rate
     (0.0001, 0.0, 1.0)
     """

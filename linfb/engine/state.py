@@ -9,7 +9,7 @@ import numpy as np
 
 from linfb.engine.backward import backward
 from linfb.engine.models import Model, forward, initial_buffers, initial_weights
-from linfb.engine.optimisers import Optimisers, Part, overwriting
+from linfb.engine.optimisers import Part, overwriting
 from linfb.engine.trees import flatten, rebuild
 from linfb.rules import Channel, Rule
 from linfb.rules.channels import InitialChannels, initial_channels
@@ -46,7 +46,7 @@ def initial_state(
     model : Model
     rule : Rule
     parts : mapping
-        From :meth:`~linfb.engine.optimisers.Optimisers.parts`.
+        From :meth:`~linfb.engine.optimisers.Optimizers.parts`.
     seed : int
     place : callable
         From a host array to a new array of the right type on the right device.
@@ -83,7 +83,7 @@ def step(
     model: Model,
     rule: Rule,
     loss: Callable[..., tuple[Any, Any]],
-    optimisers: Optimisers,
+    parts: Mapping[str, Part],
     state: State,
     x: Any,
     targets: Any,
@@ -100,7 +100,8 @@ def step(
     rule : Rule
     loss : callable
         One of :data:`linfb.engine.losses.LOSSES`.
-    optimisers : Optimisers
+    parts : mapping
+        From :meth:`~linfb.engine.optimisers.Optimizers.parts`.
     state : State
         Given up by the caller: NumPy arrays in it may be overwritten.
     x : array, shape (batch, in)
@@ -126,7 +127,7 @@ def step(
         None if buffer is None else layer.update_buffers(buffer, cache)
         for layer, buffer, cache in zip(model.layers, state.buffers, caches, strict=True)
     )
-    updated = _updated(state, _parameters(run._asdict()), optimisers.parts(rule), number, factor)
+    updated = _updated(state, _parameters(run._asdict()), parts, number, factor)
     return updated._replace(buffers=buffers), value, outputs
 
 

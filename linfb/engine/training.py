@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
@@ -17,7 +18,7 @@ from linfb.engine import checkpoint as checkpoints
 from linfb.engine.losses import LOSSES
 from linfb.engine.models import Model, evaluate
 from linfb.engine.observables import OBSERVABLES, snapshot
-from linfb.engine.optimisers import Optimisers
+from linfb.engine.optimisers import Optimizers, Part
 from linfb.engine.results import CURVES, labelled
 from linfb.engine.schedules import Constant
 from linfb.engine.state import State, initial_state, step
@@ -70,10 +71,11 @@ def train(
         Number of passes over the training part.
     batch_size : int
         Rows per step; the rows that do not fill a last batch are left out of that epoch (others in each).
-    optimizer : Optimiser or Optimisers
-        See :mod:`linfb.engine.optimisers`; :class:`~linfb.engine.optimisers.Optimisers` sets W, Q and P apart.
+    optimizer : Optimizer or Optimizers
+        See :mod:`linfb.engine.optimisers`; :class:`~linfb.engine.optimisers.Optimizers` sets W, Q and P apart.
     schedule : callable, optional
-        From the epoch (from 0) to a factor on every learning rate, see :mod:`linfb.engine.schedules`.
+        From the epoch (from 0) to a factor on every learning rate, see :mod:`linfb.engine.schedules`. A checkpoint
+        knows it again by its repr.
     seed : int
         Of starting weights, feedback and shuffling (the split of the data has its own).
     loss : {"cross_entropy", "squared_error"}
@@ -127,14 +129,15 @@ def train(
         real("error_clip", error_clip, above=0.0)
     integer("epochs", epochs, at_least=1)
     choice("dtype", dtype, ("float32", "float64"))
-    optimisers = optimizer if isinstance(optimizer, Optimisers) else Optimisers(optimizer)
+    optimisers = optimizer if isinstance(optimizer, Optimizers) else Optimizers(optimizer)
     schedule = Constant() if schedule is None else schedule
     if not callable(schedule):
         raise TypeError(f"schedule must be callable, from an epoch to a factor, got {schedule!r}")
     splits = _checked(data, model, rule, batch_size, dtype)
     run = _Run(
-        splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers, schedule=schedule,
-        seed=seed, loss=loss, error_clip=error_clip, observe=tuple(observe), device=device, dtype=dtype,
+        splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers,
+        parts=optimisers.parts(rule), schedule=schedule, seed=seed, loss=loss, error_clip=error_clip,
+        observe=tuple(observe), device=device, dtype=dtype,
         name=getattr(data, "name", "splits") if name is None else name,
     )  # fmt: skip
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # non-finite values are looked for below
@@ -170,7 +173,8 @@ class _Run:
     model: Model
     rule: Rule
     batch_size: int
-    optimisers: Optimisers
+    optimisers: Optimizers
+    parts: Mapping[str, Part]
     schedule: Callable[[int], float]
     seed: int
     loss: str
@@ -183,10 +187,13 @@ class _Run:
     def config(self) -> dict[str, Any]:
         """Return what identifies the run, as text."""
         fields = ("model", "rule", "batch_size", "schedule", "seed", "loss", "error_clip", "observe", "dtype")
+        x, labels = self.splits.train
+        fingerprint = zlib.crc32(labels.tobytes(), zlib.crc32(x[:100].tobytes()))
         sizes = "/".join(str(len(part[1])) for part in (self.splits.train, self.splits.validation, self.splits.test))
         device = self.device if isinstance(self.device, str) else self.device.__name__
         return {
-            "data": self.name, "samples": sizes, "optimizer": self.optimisers, "device": device,
+            "data": self.name, "samples": sizes, "fingerprint": f"{fingerprint:08x}",
+            "optimizer": self.optimisers, "device": device,
             **{name: getattr(self, name) for name in fields},
         }  # fmt: skip
 
@@ -214,7 +221,7 @@ class _Progress:
 def _train(run: _Run, epochs: int, progress: bool, folder: Any) -> Any:
     from tqdm import tqdm
 
-    state, drawn = initial_state(run.model, run.rule, run.optimisers.parts(run.rule), run.seed, run.place)
+    state, drawn = initial_state(run.model, run.rule, run.parts, run.seed, run.place)
     now = _Progress(state, history={name: [] for name in (*CURVES, *run.observe)})
     if folder is not None:
         _resume(run, now, epochs, folder)
@@ -263,7 +270,7 @@ def _epoch(run: _Run, now: _Progress, parts: Mapping[str, Any], steps: int, bar:
     for i, rows in enumerate(_batches(run, epoch, x.shape[0], steps)):
         batch, wanted = xp.take(x, rows, axis=0), xp.take(targets, rows, axis=0)
         state, value, outputs = step(
-            run.model, run.rule, loss, run.optimisers, state, batch, wanted,
+            run.model, run.rule, loss, run.parts, state, batch, wanted,
             number=epoch * steps + i + 1, factor=factor, error_clip=run.error_clip,
         )  # fmt: skip
         total += _finite(float(value), "loss", run, epoch, i)
@@ -275,7 +282,7 @@ def _epoch(run: _Run, now: _Progress, parts: Mapping[str, Any], steps: int, bar:
     _finite(validation[0], "validation loss", run, epoch, steps - 1)
     seen = _observed(run, state, parts["validation"])
     now.state = state
-    rate = run.optimisers.W.learning_rate * factor
+    rate = run.parts["W"].optimiser.learning_rate * factor
     curves = (total / steps, right / (steps * run.batch_size), *validation, rate)
     if now.chosen < 0 or validation[1] > max(now.history["validation_accuracy"]):
         now.chosen = epoch
@@ -291,7 +298,7 @@ def _evaluable(state: State) -> dict[str, Any]:
 
 def _finite(value: float, what: str, run: _Run, epoch: int, number: int) -> float:
     if not np.isfinite(value):
-        rate = run.optimisers.W.learning_rate * run.schedule(epoch)
+        rate = run.parts["W"].optimiser.learning_rate * run.schedule(epoch)
         raise FloatingPointError(
             f"{what} is {value} in epoch {epoch}, step {number}, under {run.rule.name} with learning rate {rate:g}"
         )
