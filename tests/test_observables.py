@@ -125,7 +125,8 @@ def test_observables_are_their_definitions(cell):
 def test_nothing_to_measure_is_nan():
     rule, task = rules.zero_feedback(), low_rank_teacher(5, 4, [1.0])
     rng = np.random.default_rng(0)
-    snap = snapshot(rule, random_state(rule, WIDTHS, rng), task)
+    state = random_state(rule, WIDTHS, rng)
+    snap = snapshot(rule, state, task)
     assert np.isnan(NAMED["error_alignment"].measure(snap)).all()
     assert np.isnan(NAMED["mirror_alignment"].measure(snap)).all()
     assert np.array_equal(NAMED["captured_energy"].measure(snap), np.ones((2, 2)))  # the identity misses nothing
@@ -133,7 +134,7 @@ def test_nothing_to_measure_is_nan():
     energy = NAMED["captured_energy"].measure(snapshot(narrow, random_state(narrow, WIDTHS, rng), task))
     assert np.isnan(energy)[:, 0].all()  # no error reaches the lower channel
     assert not np.isnan(energy)[:, 1].any()
-    assert np.isnan(NAMED["update_rank"].measure(snapshot(rule, snap, task, weight_decay=0.0)))[:, 0].all()
+    assert np.isnan(NAMED["update_rank"].measure(snapshot(rule, state, task, weight_decay=0.0)))[:, 0].all()
     assert np.isnan(participation_ratio(np.zeros((2, 3, 3)))).all()
     assert np.isnan(cosine(np.zeros((3, 3)), np.ones((3, 3))))
     assert np.isnan(captured_energy(np.ones((1, 3)), np.zeros((5, 3))))
