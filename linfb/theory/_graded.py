@@ -15,10 +15,13 @@ ROUNDING = 64 * np.finfo(float).eps
 
 
 def log_phi(rate: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """Return log of the integral of exp(rate * s) over s from 0 to t, shape (time, rate); -inf at t = 0."""
-    exponent = rate * t[:, None]
-    with np.errstate(divide="ignore"):
-        return np.maximum(exponent, 0.0) + np.log(t)[:, None] + np.log(exprel(-np.abs(exponent)))
+    """Return log of the integral of exp(rate * s) over s from 0 to t > 0, shape (time, rate)."""
+    return np.maximum(rate, 0.0) * t[:, None] + log_bounded_phi(rate, t)
+
+
+def log_bounded_phi(rate: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """Return :func:`log_phi` without its growth, max(rate, 0) * t: differences of large logarithms cost digits."""
+    return np.log(t)[:, None] + np.log(exprel(-np.abs(rate) * t[:, None]))
 
 
 def exp_or_zero(exponent: np.ndarray) -> np.ndarray:

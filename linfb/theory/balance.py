@@ -45,7 +45,8 @@ def m_balanced_weights(
     W2 is Gaussian; W1 = (P W2)^T O with a uniformly random O of orthonormal rows, which exists if the rank of
     P W2, min(n_hidden, rank P), is at most the number of inputs. Otherwise W1 cannot have that rank, and no W2 of
     full rank is balanced with it: the part of W2 that the channel sees is then restricted to as many hidden
-    directions as there are inputs (those it excites most). The violation is rounding, about 1e-15 of W1 W1^T.
+    directions as there are inputs (those it excites most). The violation is rounding, about 1e-15 of W1 W1^T. With
+    as many directions as inputs half of all draws never learn the last mode (see :func:`linfb.theory.exact_map`).
 
     References
     ----------

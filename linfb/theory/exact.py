@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from linfb._checks import real, real_array, times_array
-from linfb.theory._graded import ROUNDING, exp_or_zero, graded_basis, log_phi, scaled_columns
+from linfb.theory._graded import ROUNDING, exp_or_zero, graded_basis, log_bounded_phi, log_phi, scaled_columns
 
 BALANCE_TOLERANCE = 1e-10
 PIVOT = 0.03  # below this share of a column's size Cholesky's digits are not trusted
@@ -96,6 +96,8 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     quadrature more. That F is defective (directions with PAv = 0, Av != 0) does not matter, since
     only (W1, P W2) is diagonalised, by the SVD of PA. Directions in which the start is zero up to rounding
     (64 machine epsilons of the whole) are taken to be exactly unexcited; they would escape from rounding alone.
+    This is not rare: if W1 has the rank of its inputs, W1 = R (P W2)^T in coordinates of the modes with an orthogonal
+    matrix R, and det R = -1 puts the start on the stable manifold of a saddle, so that one mode is never learned.
 
     ``tests/test_theory_vs_flow.py`` compares with an adaptive integration of the flow and with the end points.
 
@@ -178,15 +180,16 @@ def _rotated(modes: _Rows, log_weight: np.ndarray) -> _Rows:
 
 def _factors(modes: _Rows, times: np.ndarray, decay: float) -> tuple[np.ndarray, ...]:
     """Return S, X1, X2 and the inputs, map = X2 (S^T S)^-1 X1^T inputs^T, hidden columns of size of order one."""
-    log_weight = _log_weights(modes, times, decay)
+    rate, log_weight = 2 * (modes.sigma - decay), _log_weights(modes, times, decay)
     pairs = np.count_nonzero(modes.sigma > 0)
     growing, log_scale = scaled_columns(modes.rows[:pairs], log_weight[:, :pairs], floor=0.0)
     unit = exp_or_zero(-log_scale)[:, None, :]
     other = np.exp(log_weight[:, pairs:])[:, :, None] * (modes.rows[pairs:] * unit)
     integral = np.concatenate([growing, other], axis=1)
     # relative to its row in G, a row of X1 is exp(rate t) / sqrt(phi(2 rate)) = 1 / sqrt(phi(-2 rate))
-    now = exp_or_zero(-0.5 * log_phi(2 * (decay - modes.sigma), times))
-    past = np.exp(log_phi(modes.sigma, times) - decay * times[:, None] - log_weight)
+    now = exp_or_zero(-0.5 * log_phi(-rate, times))
+    lag = np.where(modes.sigma > decay, 0.0, np.maximum(modes.sigma, 0.0) - decay)
+    past = np.exp(lag * times[:, None] + log_bounded_phi(modes.sigma, times) - log_bounded_phi(rate, times) / 2)
     X1 = modes.fold(now[:, :, None] * integral)
     X2 = modes.teacher @ modes.fold(past[:, :, None] * integral)
     X2 += modes.readout * (exp_or_zero(-decay * times)[:, None, None] * unit)
