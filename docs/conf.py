@@ -70,7 +70,7 @@ def gallery() -> str:
         text = ast.get_docstring(ast.parse(module.read_text())) if module.exists() else None
         image = f".. image:: _static/gallery/{name}.png\n   :alt: Figure {name}\n   :target: _static/gallery/{name}.png"
         missing = f"*No rendered copy is stored with the documentation;* ``make figures ARGS={name}`` *draws it.*"
-        sections += [title, "-" * len(title), text or "", image if picture.exists() else missing, ""]
+        sections += [f"{title}\n{'-' * len(title)}", text or "", image if picture.exists() else missing]
     return "\n\n".join(sections)
 
 
