@@ -239,11 +239,11 @@ def _train(run: _Run, epochs: int, progress: bool, folder: Any) -> Any:
                 _epoch(run, now, parts, steps, bar)
                 if folder is not None:
                     _save(run, now, folder)
+            return result(_test(run, now))
         except FloatingPointError as error:
             raise DivergenceError(str(error), result({})) from None
         except KeyboardInterrupt:
             raise InterruptedRun(f"interrupted after {now.epoch} complete epochs", result({})) from None
-    return result(_test(run, now))
 
 
 def _placed(run: _Run, part: str) -> tuple[Any, Any, Any]:
