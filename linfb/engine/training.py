@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -13,15 +11,15 @@ import numpy as np
 
 from linfb._checks import choice, integer, real
 from linfb._errors import DivergenceError, InterruptedRun
-from linfb.backend import device_namespace, namespace, stream
 from linfb.engine import checkpoint as checkpoints
 from linfb.engine.losses import LOSSES
-from linfb.engine.models import Model, evaluate
-from linfb.engine.observables import OBSERVABLES, snapshot
-from linfb.engine.optimisers import Optimizers, Part
+from linfb.engine.models import Model
+from linfb.engine.observables import OBSERVABLES
+from linfb.engine.optimisers import Optimizers
 from linfb.engine.results import CURVES, labelled
+from linfb.engine.run import Progress, Run, advance, evaluated, placed
 from linfb.engine.schedules import Constant
-from linfb.engine.state import State, initial_state, step
+from linfb.engine.state import initial_state
 from linfb.engine.trees import flatten, rebuild
 from linfb.rules import Rule
 
@@ -29,9 +27,6 @@ if TYPE_CHECKING:
     import xarray
 
 __all__ = ["train"]
-
-_OBSERVED_ROWS = 512
-_EVALUATED_ROWS = 1000
 
 
 def train(
@@ -134,7 +129,7 @@ def train(
     if not callable(schedule):
         raise TypeError(f"schedule must be callable, from an epoch to a factor, got {schedule!r}")
     splits = _checked(data, model, rule, batch_size, dtype)
-    run = _Run(
+    run = Run(
         splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers,
         parts=optimisers.parts(rule), schedule=schedule, seed=seed, loss=loss, error_clip=error_clip,
         observe=tuple(observe), device=device, dtype=dtype,
@@ -165,67 +160,14 @@ def _checked(data: Any, model: Any, rule: Any, batch_size: Any, dtype: str) -> A
     return splits
 
 
-@dataclass(frozen=True)
-class _Run:
-    """What a run is made of; nothing in it changes."""
-
-    splits: Any
-    model: Model
-    rule: Rule
-    batch_size: int
-    optimisers: Optimizers
-    parts: Mapping[str, Part]
-    schedule: Callable[[int], float]
-    seed: int
-    loss: str
-    error_clip: float | None
-    observe: tuple[str, ...]
-    device: str | ModuleType
-    dtype: str
-    name: str
-
-    def config(self) -> dict[str, Any]:
-        """Return what identifies the run, as text."""
-        fields = ("model", "rule", "batch_size", "schedule", "seed", "loss", "error_clip", "observe", "dtype")
-        x, labels = self.splits.train
-        fingerprint = zlib.crc32(labels.tobytes(), zlib.crc32(x[:100].tobytes()))
-        sizes = "/".join(str(len(part[1])) for part in (self.splits.train, self.splits.validation, self.splits.test))
-        device = self.device if isinstance(self.device, str) else self.device.__name__
-        return {
-            "data": self.name, "samples": sizes, "fingerprint": f"{fingerprint:08x}",
-            "optimizer": self.optimisers, "device": device,
-            **{name: getattr(self, name) for name in fields},
-        }  # fmt: skip
-
-    def place(self, array: Any) -> Any:
-        """Return a copy of a host array on the device, in the run's precision if it holds real numbers."""
-        xp = device_namespace(self.device)
-        real_numbers = np.asarray(array).dtype.kind == "f"
-        return xp.asarray(np.array(array, dtype=self.dtype if real_numbers else None, order="C"))
-
-
-@dataclass
-class _Progress:
-    """How far a run has come."""
-
-    state: State
-    best: dict[str, Any] = field(default_factory=dict)
-    chosen: int = -1
-    history: dict[str, list[Any]] = field(default_factory=dict)
-
-    @property
-    def epoch(self) -> int:
-        return len(self.history["train_loss"])
-
-
-def _train(run: _Run, epochs: int, progress: bool, folder: Any) -> Any:
+def _train(run: Run, epochs: int, progress: bool, folder: Any) -> Any:
     from tqdm import tqdm
 
     state, drawn = initial_state(run.model, run.rule, run.parts, run.seed, run.place)
-    now = _Progress(state, history={name: [] for name in (*CURVES, *run.observe)})
+    now = Progress(state, history={name: [] for name in (*CURVES, *run.observe)})
     if folder is not None:
         _resume(run, now, epochs, folder)
-    parts = {part: _placed(run, part) for part in ("train", "validation")}
+    parts = {part: placed(run, part) for part in ("train", "validation")}
     steps = parts["train"][0].shape[0] // run.batch_size
     config = run.config() | {"epochs": epochs, "capped_layers": drawn.capped}
 
@@ -236,7 +178,7 @@ def _train(run: _Run, epochs: int, progress: bool, folder: Any) -> Any:
     with bar:
         try:
             while now.epoch < epochs:
-                _epoch(run, now, parts, steps, bar)
+                advance(run, now, parts, steps, bar)
                 if folder is not None:
                     _save(run, now, folder)
             return result(_test(run, now))
@@ -246,108 +188,23 @@ def _train(run: _Run, epochs: int, progress: bool, folder: Any) -> Any:
             raise InterruptedRun(f"interrupted after {now.epoch} complete epochs", result({})) from None
 
 
-def _placed(run: _Run, part: str) -> tuple[Any, Any, Any]:
-    """Return inputs, one-hot targets and labels of one part, on the device."""
-    x, labels = getattr(run.splits, part)
-    xp = device_namespace(run.device)
-    inputs = x.astype(run.dtype, copy=False)
-    targets = np.eye(run.model.n_out, dtype=run.dtype)[labels]
-    return xp.asarray(inputs), xp.asarray(targets), xp.asarray(labels)
-
-
-def _batches(run: _Run, epoch: int, rows: int, steps: int) -> Iterator[Any]:
-    """Return the rows of every step of an epoch, in an order that depends on seed and epoch only."""
-    order = stream(run.seed, "shuffle", epoch).permutation(rows)
-    placed = device_namespace(run.device).asarray(order)
-    return (placed[i * run.batch_size : (i + 1) * run.batch_size] for i in range(steps))
-
-
-def _epoch(run: _Run, now: _Progress, parts: Mapping[str, Any], steps: int, bar: Any) -> None:
-    """Advance by one epoch; `now` keeps what it was until the epoch is complete, but for arrays in its state."""
-    xp, (x, targets, labels) = device_namespace(run.device), parts["train"]
-    epoch, loss, state = now.epoch, LOSSES[run.loss], now.state
-    factor, total, right = run.schedule(epoch), 0.0, 0
-    for i, rows in enumerate(_batches(run, epoch, x.shape[0], steps)):
-        batch, wanted = xp.take(x, rows, axis=0), xp.take(targets, rows, axis=0)
-        state, value, outputs = step(
-            run.model, run.rule, loss, run.parts, state, batch, wanted,
-            number=epoch * steps + i + 1, factor=factor, error_clip=run.error_clip,
-        )  # fmt: skip
-        total += _finite(float(value), "loss", run, epoch, i)
-        right += _correct(outputs, xp.take(labels, rows, axis=0))
-        bar.update()
-    for path, array in flatten(state._replace(slots={})).items():
-        _finite(float(xp.sum(array)), path, run, epoch, steps - 1)
-    validation = _evaluated(run, state, parts["validation"])
-    _finite(validation[0], "validation loss", run, epoch, steps - 1)
-    seen = _observed(run, state, parts["validation"])
-    now.state = state
-    rate = run.parts["W"].optimiser.learning_rate * factor
-    curves = (total / steps, right / (steps * run.batch_size), *validation, rate)
-    if now.chosen < 0 or validation[1] > max(now.history["validation_accuracy"]):
-        now.chosen = epoch
-        now.best = {path: xp.asarray(array, copy=True) for path, array in _evaluable(state).items()}
-    for name, entry in (*zip(CURVES, curves, strict=True), *seen.items()):
-        now.history[name].append(entry)
-    bar.set_postfix(epoch=epoch + 1, loss=f"{curves[0]:.3f}", validation=f"{validation[1]:.4f}")
-
-
-def _evaluable(state: State) -> dict[str, Any]:
-    return flatten({"weights": state.weights, "buffers": state.buffers})
-
-
-def _finite(value: float, what: str, run: _Run, epoch: int, number: int) -> float:
-    if not np.isfinite(value):
-        rate = run.parts["W"].optimiser.learning_rate * run.schedule(epoch)
-        raise FloatingPointError(
-            f"{what} is {value} in epoch {epoch}, step {number}, under {run.rule.name} with learning rate {rate:g}"
-        )
-    return value
-
-
-def _correct(outputs: Any, labels: Any) -> int:
-    xp = namespace(outputs, labels)
-    return int(xp.sum(xp.astype(xp.argmax(outputs, axis=1) == labels, xp.int64)))
-
-
-def _evaluated(run: _Run, state: State, part: tuple[Any, Any, Any]) -> tuple[float, float]:
-    """Return loss and accuracy over all rows of a part."""
-    x, targets, labels = part
-    total, right, rows = 0.0, 0, x.shape[0]
-    for start in range(0, rows, _EVALUATED_ROWS):
-        chunk = slice(start, min(start + _EVALUATED_ROWS, rows))
-        outputs = evaluate(run.model, state.weights, state.buffers, x[chunk, :])
-        total += float(LOSSES[run.loss](outputs, targets[chunk, :])[0]) * outputs.shape[0]
-        right += _correct(outputs, labels[chunk])
-    return total / rows, right / rows
-
-
-def _observed(run: _Run, state: State, part: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
-    if not run.observe:
-        return {}
-    rows = min(_OBSERVED_ROWS, part[0].shape[0])
-    x, targets = part[0][:rows, :], part[1][:rows, :]
-    view = snapshot(run.model, run.rule, LOSSES[run.loss], state.weights, state.channels, x, targets)
-    return {name: OBSERVABLES[name](view) for name in run.observe}
-
-
-def _test(run: _Run, now: _Progress) -> dict[str, tuple[float, float]]:
-    part = _placed(run, "test")
+def _test(run: Run, now: Progress) -> dict[str, tuple[float, float]]:
+    part = placed(run, "test")
     trees = rebuild({"weights": now.state.weights, "buffers": now.state.buffers}, now.best)
     return {
-        "chosen": _evaluated(run, now.state._replace(**trees), part),
-        "last": _evaluated(run, now.state, part),
+        "chosen": evaluated(run, now.state._replace(**trees), part),
+        "last": evaluated(run, now.state, part),
     }
 
 
-def _save(run: _Run, now: _Progress, folder: Any) -> None:
+def _save(run: Run, now: Progress, folder: Any) -> None:
     history = {name: np.array(values) for name, values in now.history.items()}
     arrays = flatten({"state": now.state, "best": now.best, "history": history})
     header = {"config": {key: str(value) for key, value in run.config().items()}, "chosen": now.chosen}
     checkpoints.save(folder, arrays, header)
 
 
-def _resume(run: _Run, now: _Progress, epochs: int, folder: Any) -> None:
+def _resume(run: Run, now: Progress, epochs: int, folder: Any) -> None:
     """Go on from a checkpoint, if the folder has one."""
     found = checkpoints.load(folder)
     if found is None:
@@ -361,9 +218,9 @@ def _resume(run: _Run, now: _Progress, epochs: int, folder: Any) -> None:
             f"checkpoint in {folder} is of another run: {', '.join(differing)} differ; "
             f"{key} was {header['config'].get(key)}, is {config[key]}"
         )
-    placed = {path: run.place(array) for path, array in arrays.items()}
-    now.state = rebuild(now.state, placed, "state")
-    now.best = {path.removeprefix("best/"): array for path, array in placed.items() if path.startswith("best/")}
+    copied = {path: run.place(array) for path, array in arrays.items()}
+    now.state = rebuild(now.state, copied, "state")
+    now.best = {path.removeprefix("best/"): array for path, array in copied.items() if path.startswith("best/")}
     now.history = {name: list(arrays[f"history/{name}"]) for name in now.history}
     now.chosen = header["chosen"]
     if now.epoch > epochs:
