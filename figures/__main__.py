@@ -52,9 +52,7 @@ def make(
     everything = [part for parts in waiting.values() for part in parts]
     say(f"{len(waiting)} figures in {len(everything)} parts, preset {preset}, {resources.device}")
     ready: dict[str, list[Part]] = {name: [] for name in waiting}
-    for done, part in enumerate(
-        fill(everything, resources, out / "cache", jobs=jobs, force=force, say=say), start=1
-    ):
+    for done, part in enumerate(fill(everything, resources, out / "cache", jobs=jobs, force=force, say=say), start=1):
         name = part.name
         if "error" in part.record:
             say(f"({done}/{len(everything)}) {name} [{part.label}] FAILED")

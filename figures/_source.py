@@ -32,7 +32,7 @@ def source_of(name: str, functions: Iterable[str], folder: Path = PACKAGE) -> st
         module, symbol = waiting.pop()
         if (module, symbol) in seen:
             continue
-        definitions, imported = _module(folder / f"{module}.py")
+        definitions, imported = _module((folder / f"{module}.py").read_text())
         if symbol in imported:
             waiting.append(imported[symbol])
             continue
@@ -45,11 +45,12 @@ def source_of(name: str, functions: Iterable[str], folder: Path = PACKAGE) -> st
     return "\n".join(f"# {module}.{symbol}\n{text}" for (module, symbol), text in sorted(seen.items()))
 
 
-def _module(path: Path) -> tuple[dict[str, ast.stmt], dict[str, tuple[str, str]]]:
-    """Return the top-level definitions of a module by name, and what it imports from sibling modules."""
+@cache
+def _module(text: str) -> tuple[dict[str, ast.stmt], dict[str, tuple[str, str]]]:
+    """Return the top-level definitions of a module by name, and what it imports from sibling modules, by its text."""
     definitions: dict[str, ast.stmt] = {}
     imported: dict[str, tuple[str, str]] = {}
-    for node in ast.parse(path.read_text()).body:
+    for node in ast.parse(text).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             definitions[node.name] = _without_docstrings(node)
         elif isinstance(node, ast.Assign | ast.AnnAssign):

@@ -79,9 +79,9 @@ def dots(axes: Any, x: Any, runs: Any, colour: str, **options: Any) -> None:
     import numpy as np
 
     for run in np.asarray(runs):
-        axes.plot(x, run, ".", color=colour, markersize=2.2, alpha=0.45, markeredgewidth=0, zorder=1)
+        axes.plot(x, run, ".", color=colour, markersize=4.5, alpha=0.35, markeredgewidth=0, zorder=4)
     axes.plot(
-        x, np.median(runs, axis=0), "o", color=colour, markersize=3.4, markeredgewidth=0, zorder=2,
+        x, np.median(runs, axis=0), "o", color=colour, markersize=3.6, markeredgewidth=0, zorder=5,
         **options,
     )  # fmt: skip
 

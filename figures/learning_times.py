@@ -1,19 +1,20 @@
-r"""How long does a mode take to be learned through a random channel?
+r"""How long a mode takes to be learned through a random channel.
 
-A fixed P with orthonormal rows, drawn uniformly, sees the share :math:`\kappa = u^\top P^\top P\,u` of a mode's output
-direction u. From a balanced start of strength :math:`c_0` the mode reaches half its strength at
+A fixed P with orthonormal rows, drawn uniformly, sees the share :math:`\kappa = u^\top P^\top P\,u` of a mode's
+output direction u. From a balanced start of strength :math:`c_0` the mode reaches half its strength at
 
 .. math:: t_{1/2} = \frac{\ln(s/c_0 - 1)}{2\sqrt\kappa\,s},
 
 so the law of :math:`\kappa` is the law of learning times.
 
-**Theory** (black lines). Left: one mode, :math:`\kappa \sim \mathrm{Beta}(r/2, (m-r)/2)`, exact at every width. Right:
-a task of d equally strong modes; the shares are eigenvalues of the Jacobi ensemble, here in its limit of many outputs, in which
-a fraction of the modes is never seen if r < d.
+**Theory** (black lines). (a) One mode, :math:`\kappa \sim \mathrm{Beta}(r/2, (m-r)/2)`, exact at every width. (b)
+A task of d equally strong modes; the shares are eigenvalues of the Jacobi ensemble, here in its limit of many
+outputs. The dotted line is what a theory would say that ignores :math:`\kappa`: backpropagation's time for
+everyone.
 
-**What is seen.** Half-learning times of many simulated networks (coloured steps: their empirical distribution, one
-network per channel drawn) lie on the curves. Narrow channels do not merely slow learning down: they spread it over
-orders of magnitude.
+**What is seen.** The distributions of half-learning times of simulated networks (coloured steps; every network
+counts, one channel is drawn for each) lie on the curves. Narrow channels do not merely slow learning down: they
+spread it over orders of magnitude, and with r < d a share 1 - r/d of the modes is never learned.
 """
 
 from __future__ import annotations
@@ -78,16 +79,18 @@ class AlongEigenvectors:
 
 
 def overlap(left: np.ndarray, P: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """Return eigenvalues and eigenvectors of K = U^T P^T P U."""
+    """Return eigenvalues and eigenvectors of K = U^T P^T P U, of one channel or of many."""
     seen = left if P is None else P @ left
-    return np.linalg.eigh(seen.T @ seen)
+    return np.linalg.eigh(np.swapaxes(seen, -1, -2) @ seen)
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
     """Return, per case and run, half-learning times (infinite where not reached) and the shares kappa, (case, run)."""
     import xarray as xr
 
-    return xr.concat([_one_case(case, config, resources) for case in config.cases], dim="case", join="outer")
+    return xr.concat(
+        [_one_case(case, config, resources) for case in config.cases], dim="case", join="outer", combine_attrs="drop"
+    )
 
 
 def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) -> xr.Dataset:
@@ -103,12 +106,11 @@ def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) 
     rule = low_rank(rank, reader=readers.Fixed(), mirror=mirrors.KolenPollack(start="aligned"))
 
     def strengths(snap: Any) -> Any:
-        vectors = np.stack([overlap(task.left, np.asarray(P))[1] for P in snap.channels[-1].P])
-        outputs, inputs = task.left @ vectors, task.right @ vectors
-        return np.sum((np.asarray(snap.map) @ inputs) * outputs, axis=-2)
+        vectors = overlap(task.left, snap.channels[-1].P)[1]
+        return np.sum((snap.map @ (task.right @ vectors)) * (task.left @ vectors), axis=-2)
 
     def shares(snap: Any) -> Any:
-        return np.stack([overlap(task.left, np.asarray(P))[0] for P in snap.channels[-1].P])
+        return overlap(task.left, snap.channels[-1].P)[0]
 
     seeds = config.seeds if n_modes == 1 else config.seeds[: config.many_modes_seeds]
     run = simulate(
@@ -124,25 +126,96 @@ def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) 
         "kappa": kappa,
         "expected": np.where(expected <= config.t_max, expected, np.inf),
     }
-    label = case_label(case)
-    return xr.Dataset({name: (("case", "run"), values[None]) for name, values in columns.items()}).assign_coords(
-        case=[label], run=np.arange(kappa.size)
+    laws = xr.Dataset(
+        {
+            "law": (("case", "time"), law(case, run.time.values, config)[None]),
+            "wrong_law": (("case", "time"), law((n_out, n_modes, rank + 1), run.time.values, config)[None]),
+        },
+        coords={"case": [case_label(case)], "time": run.time.values, "run": np.arange(kappa.size)},
     )
+    return laws.merge({name: (("case", "run"), values[None]) for name, values in columns.items()})
+
+
+def law(case: tuple[int, int, int], times: np.ndarray, config: Config) -> np.ndarray:
+    """Return the probability that a mode is half learned by each of `times`, from theory alone."""
+    from linfb.theory import expected_learned_fraction, time_to_half, time_to_half_cdf
+
+    n_out, n_modes, rank = case
+    if n_modes == 1:
+        return time_to_half_cdf(times, config.s, config.c0, rank, n_out)
+    fastest = time_to_half(config.s, config.c0)
+    late = times > fastest  # kappa <= 1: nothing is learned before
+    shares = np.zeros_like(times)
+    shares[late] = expected_learned_fraction(rank / n_out, n_modes / n_out, fastest / times[late])
+    return shares
 
 
 def half_times(times: np.ndarray, strength: np.ndarray, s: float) -> np.ndarray:
     """Return when columns of `strength` (time, run) cross s / 2, interpolating the log odds; inf if never."""
-    odds = np.log(np.clip(strength, 1e-300, s * (1 - 1e-12)) / (s - np.clip(strength, 1e-300, s * (1 - 1e-12))))
+    share = np.clip(strength / s, 1e-300, 1 - 1e-12)
+    odds = np.log(share / (1 - share))
     found = np.full(strength.shape[1], np.inf)
     for run, curve in enumerate(odds.T):
         later = np.flatnonzero(curve >= 0)
         if later.size and later[0]:
             i = later[0]
-            share = -curve[i - 1] / (curve[i] - curve[i - 1])
-            found[run] = times[i - 1] + share * (times[i] - times[i - 1])
+            part = -curve[i - 1] / (curve[i] - curve[i - 1])
+            found[run] = times[i - 1] + part * (times[i] - times[i - 1])
     return found
 
 
 def case_label(case: tuple[int, int, int]) -> str:
     """Return the name of a case on the case dimension."""
     return "m={} d={} r={}".format(*case)
+
+
+def distance(results: xr.Dataset, case: tuple[int, int, int], law_name: str) -> float:
+    """Return the Kolmogorov-Smirnov distance between simulated half-learning times and a law."""
+    one = results.sel(case=case_label(case))
+    found = np.sort(one.half_time.values[~np.isnan(one.half_time.values)])
+    finite = found[np.isfinite(found)]
+    expected = np.interp(finite, one.time, one[law_name])
+    ranks = np.arange(finite.size)
+    above, below = (ranks + 1) / found.size - expected, expected - ranks / found.size
+    return float(max(above.max(initial=0.0), below.max(initial=0.0)))
+
+
+def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
+    """Return how far single runs are from their formula, and distributions from their law and from a wrong one."""
+    known = np.isfinite(results.half_time) & np.isfinite(results.expected)
+    single = abs(results.half_time / results.expected - 1).where(known)
+    found = {"largest relative deviation of a run from its own half-learning time": float(single.max())}
+    for case in config.cases:
+        found[f"Kolmogorov-Smirnov distance, {case_label(case)}"] = distance(results, case, "law")
+        found[f"the same from the law of rank r + 1, {case_label(case)}"] = distance(results, case, "wrong_law")
+    return found
+
+
+def plot(results: xr.Dataset, config: Config) -> Any:
+    """Return the figure: distributions of half-learning times for one mode, and for many."""
+    from linfb.theory import time_to_half
+
+    figure = new_figure(PAGE, 2.8)
+    panels = figure.subplots(1, 2, sharex=True, sharey=True)
+    groups = [[case for case in config.cases if (case[1] == 1) == single] for single in (True, False)]
+    fastest = float(time_to_half(config.s, config.c0))
+    for axes, cases, letter in zip(panels, groups, "ab", strict=True):
+        for colour, case in zip(COLOURS, cases, strict=False):
+            one = results.sel(case=case_label(case))
+            found = np.sort(one.half_time.values[~np.isnan(one.half_time.values)])
+            share = np.arange(1, found.size + 1) / found.size
+            axes.step(found, share, where="post", color=colour, linewidth=2.4, alpha=0.75, label=f"r = {case[2]}")
+            axes.plot(one.time, one.law, **THEORY)
+        axes.axvline(fastest, **THEORY | {"linestyle": ":"})
+        axes.set_xscale("log")
+        axes.set_xlim(0.9 * fastest, config.t_max)
+        axes.set_xticks([5, 10, 20, 50], ["5", "10", "20", "50"])
+        axes.minorticks_off()
+        axes.set_xlabel("time to half strength / $\\tau$")
+        if cases:
+            axes.set_title(f"m = {cases[0][0]} outputs, d = {cases[0][1]} mode{'s' * (cases[0][1] > 1)}")
+            axes.legend(loc="lower right")
+        panel_letter(axes, letter)
+    panels[0].set_ylabel("share of modes learned by then")
+    panels[0].set_ylim(-0.02, 1.04)
+    return figure

@@ -1,20 +1,21 @@
-r"""Does a nonlinear network on real images learn from a narrow error channel?
+r"""What a nonlinear network on real images learns through narrow error channels.
 
-A multilayer perceptron with three hidden layers (batch normalisation, ReLU) learns to classify images. All feedback between
-its layers runs through channels of rank r, with fixed readers P ("Q only") or readers that follow Oja's rule (on labels
-at the output, on errors below); mirrors Q learn as Kolen-Pollack has it. Beside them the rules without a channel:
-backpropagation, Kolen-Pollack, feedback alignment and direct feedback alignment with full random matrices, and zero
-feedback, where only the readout and the last normalisation learn. Every rule and rank takes the learning rate with
-the best mean accuracy on validation images, from a small grid (chosen rates are in the provenance file); the epoch is chosen on
-validation too. Shown is the error on test images, which were looked at only then.
+A multilayer perceptron with three hidden layers (batch normalisation, ReLU) learns to classify images. All
+feedback between its layers runs through channels of rank r, with fixed readers P ("Q only") or readers that
+follow Oja's rule (on labels at the output, on errors below); mirrors Q learn as Kolen-Pollack has it. Beside them
+the rules without a channel: backpropagation, Kolen-Pollack, feedback alignment and direct feedback alignment with
+full random matrices, and zero feedback, where no error reaches a hidden layer. Every rule and rank takes the
+learning rate with the best mean accuracy on validation images, from a small grid (the provenance file has the
+chosen ones); the epoch is chosen on validation too. Shown is the error on the test images.
 
-**Theory** says nothing exact about this network. From the linear one: rank r = 10, the number of classes, should be enough, and
-adaptive readers should do better than fixed ones below it.
+**Theory** says nothing exact about this network. From the linear one: rank 10, the number of classes, should be
+enough, and adaptive readers should do better than fixed ones below it.
 
-**What is seen** (quick preset: the 8 x 8 digits that come with scikit-learn). Error falls with rank and reaches that of
-backpropagation at about r = 5 to 10; below, Oja's readers have the lower error. Zero feedback is not chance: a readout on random
-features does much of the work, so it, not the dotted line, is the level to compare with. Other data:
-``--data mnist`` or ``--data cifar10`` with ``--data-root``.
+**What is seen** (quick preset: the 8 x 8 digits that come with scikit-learn). The error falls with the rank and
+comes close to that of backpropagation at r = 10; at r = 1 and 2 Oja's readers have the lower error. Three seeds
+and 360 test images (one image is .003) do not resolve more. Zero feedback is far from chance: a readout on random
+features does much of the work, so it, not the dotted line, is the level to compare with. Other data: ``--data
+mnist`` or ``--data cifar10`` with ``--data-root``.
 """
 
 from __future__ import annotations
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
 FULL = ("backpropagation", "Kolen-Pollack", "feedback alignment", "DFA", "zero feedback")
 READERS = ("fixed P", "Oja")
 CHANCE = 0.1
+_LINES = {
+    "backpropagation": "BP",
+    "feedback alignment": "FA",
+    "Kolen-Pollack": "Kolen-\nPollack",
+    "zero feedback": "zero\nfeedback",
+}
 
 
 def _cells(ranks: tuple[int, ...]) -> tuple[str, ...]:
@@ -148,41 +155,42 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
 def plot(results: xr.Dataset, config: Config) -> Any:
     """Return the figure: test error against rank, and that of the rules without a channel."""
     figure = new_figure(PAGE, 2.9)
-    swept, full = figure.subplots(1, 2, sharey=True, width_ratios=(1.5, 1))
-    error = 1 - results.test
-    floor = 0.5 / 10000 if config.data != "digits" else 0.5 / 360
-    error = error.clip(floor)
-    by_reader = {
-        reader: [cell for cell in config.cells if cell.startswith(f"{reader} r=")] for reader in READERS
-    }
-    for colour, (reader, cells) in zip((COLOURS[0], COLOURS[1]), by_reader.items(), strict=True):
-        if cells:
-            ranks = [int(cell.partition("=")[2]) for cell in cells]
-            curves(swept, ranks, error.sel(cell=cells).transpose("seed", "cell"), colour, label=reader)
+    swept, full = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
+    error = (1 - results.test).clip(1e-3)
+    by_reader = {reader: [cell for cell in config.cells if cell.startswith(f"{reader} r=")] for reader in READERS}
+    for colour, (reader, cells) in zip(COLOURS, by_reader.items(), strict=False):
+        ranks = [int(cell.partition("=")[2]) for cell in cells]
+        if ranks:
+            curves(swept, ranks, error.sel(cell=cells).transpose("seed", "cell"), colour, label=f"{reader}, rank r")
+            swept.set_xscale("log", base=2)
+            swept.set_xlim(ranks[0] / 1.15, ranks[-1] * 1.15)
             swept.set_xticks(ranks, [str(rank) for rank in ranks])
     for cell, line in (("backpropagation", "-"), ("zero feedback", (0, (4, 2)))):
         if cell in config.cells:
             level = float(error.sel(cell=cell).median())
-            swept.axhline(level, color=GREY, linewidth=0.9, linestyle=line, label=f"{cell} (median)")
-    shown = [cell for cell in FULL if cell in config.cells]
-    for place, cell in enumerate(shown):
-        colour = COLOURS[2 + place % 5]
-        runs = error.sel(cell=cell).values
-        shift = np.linspace(-0.12, 0.12, runs.size) if runs.size > 1 else [0.0]
-        full.plot(place + np.array(shift), runs, "o", color=colour, markersize=3.5, markeredgewidth=0)
-        full.plot([place - 0.3, place + 0.3], [np.median(runs)] * 2, "-", color=colour, linewidth=1.8)
+            swept.axhline(level, color=GREY, linewidth=0.9, linestyle=line, label=f"{cell}, median")
+    _strip(full, error, [cell for cell in FULL if cell in config.cells])
     for axes in (swept, full):
         axes.axhline(1 - CHANCE, color=GREY, linewidth=0.9, linestyle=":", label="chance")
         axes.set_yscale("log")
-    swept.set_xscale("log", base=2)
-    swept.set_xticks(swept.get_xticks(), swept.get_xticklabels())
-    swept.minorticks_off()
+        axes.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9], [".01", ".02", ".05", ".1", ".2", ".5", ".9"])
+        axes.minorticks_off()
+        axes.set_ylim(min(0.8 * float(error.min()), 0.01), 1.0)
     swept.set_xlabel("rank r of all channels")
     swept.set_ylabel("test error")
-    swept.set_title(f"{config.data}: low-dimensional feedback")
+    swept.set_title(f"{config.data}, low-dimensional feedback")
     full.set_title("rules without a channel")
-    full.set_xticks(range(len(shown)), shown, rotation=30, ha="right")
-    swept.legend(loc="lower left", bbox_to_anchor=(0.0, 0.35))
+    figure.legend(*swept.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     panel_letter(swept, "a")
     panel_letter(full, "b")
     return figure
+
+
+def _strip(axes: Any, error: xr.DataArray, cells: list[str]) -> None:
+    """Draw every seed of each rule as a dot, and its median as a bar."""
+    for place, cell in enumerate(cells):
+        colour, runs = COLOURS[2 + place % 5], error.sel(cell=cell).values
+        shift = 0.12 * np.linspace(-1, 1, runs.size) if runs.size > 1 else np.zeros(1)
+        axes.plot(place + shift, runs, "o", color=colour, markersize=3.5, markeredgewidth=0)
+        axes.plot([place - 0.3, place + 0.3], [np.median(runs)] * 2, "-", color=colour, linewidth=1.8)
+    axes.set_xticks(range(len(cells)), [_LINES.get(cell, cell) for cell in cells])

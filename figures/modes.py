@@ -1,19 +1,21 @@
-r"""How does every learning rule learn the modes of a task?
+r"""How every learning rule learns the modes of a task.
 
 A linear network learns a task with three singular values, s = 3, 2, 1. Each panel shows one rule: the strengths
-:math:`u_i^\top W v_i` of the three modes against time, three seeds, with a channel as wide as the task
-(r = d = 3) and a narrower one (r = 2).
+:math:`u_i^\top W v_i` of the three modes against time, three seeds, with a channel as wide as the task (r = d =
+3) and a narrower one (r = 2).
 
-**Theory** (black lines) is drawn wherever a closed form exists: backpropagation and Kolen-Pollack from a balanced start,
-the channel with fixed P whose Q mirrors the weights (backpropagation on the effective teacher PA, slowed by
-:math:`\sqrt\kappa` and blind to what P does not see), and the readout alone. The other rules are simulation only.
+**Theory** (black lines) is drawn wherever a closed form exists: backpropagation and Kolen-Pollack from a balanced
+start, the channel with fixed P whose Q mirrors the weights (backpropagation on the effective teacher PA, slowed
+by :math:`\sqrt\kappa` and blind to what P does not see), and the readout alone. The other rules are simulation
+only (dots on thin lines).
 
-**What is seen.** A fixed channel with r = 3 learns everything, later; with r = 2 every mode is learned in part. Readers
-that find the task's leading subspace (Oja on labels, normative) learn the two strongest modes and nothing of the third. A
-slow reader of errors does the same, because what it has learned hides the rest of the error from it; a fast one with a
-perfect mirror goes on and learns all three, one after another; with a Kolen-Pollack mirror it writes the new error into the
-units of modes that were learned before. In networks of two layers the direct rules do what their indirect forms do, so they
-are shown in three layers.
+**What is seen.** A fixed channel with r = 3 learns everything, but late (one seed has hardly begun with the
+weakest mode); with r = 2 it learns every mode in part. Oja's rule on labels and the normative rule find the
+task's leading subspace and learn the two strongest modes and nothing of the third. A slow reader of errors does
+the same, because what it has learned hides the rest of the error from it; a fast one with a perfect mirror goes
+on and learns all three, one after another; with a Kolen-Pollack mirror it writes the new error into the units of
+modes that were learned before, and strengths go up and down. In networks of two layers the direct rules do what
+their indirect forms do, so they are shown in three layers.
 """
 
 from __future__ import annotations
@@ -57,7 +59,7 @@ class Config:
 
 PARTS = "rules"
 DOT_EVERY = 5
-CONFIGS = {"quick": Config(), "paper": Config(seeds=(0, 1, 2, 3, 4), n_in=32, n_hidden=24, n_out=16}
+CONFIGS = {"quick": Config(), "paper": Config(seeds=(0, 1, 2, 3, 4), n_in=32, n_hidden=24, n_out=16)}
 
 
 def rule_of(label: str, config: Config) -> tuple[Any, int]:
@@ -106,7 +108,7 @@ def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
 
     from linfb import Balanced, LinearNetwork, low_rank_teacher, rules, simulate
     from linfb._errors import NoClosedFormError
-    from linfb.theory.predict import predict
+    from linfb.theory import predict
 
     rule, depth = rule_of(label, config)
     task = low_rank_teacher(config.n_in, config.n_out, config.singular_values)
@@ -130,7 +132,7 @@ def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
-    """Return the largest deviation of simulation from theory, and from backpropagation's theory for the fixed channel."""
+    """Return the largest deviation of simulation from theory, and from one that ignores kappa for the fixed channel."""
     fixed = results.sel(rule=[label for label in results.rule.values if label == "fixed P"])
     return {
         "largest deviation from theory": float(abs(results.simulated - results.theory).max()),

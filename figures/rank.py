@@ -1,23 +1,24 @@
-r"""How wide must the feedback channel be, and how should it be chosen?
+r"""How wide the feedback channel must be, and how its reader is best chosen.
 
 The paper's linear experiment (its later version): n = 128 inputs, k = m = 64 hidden and output units, a Gaussian
-teacher of rank d = 32, full-batch gradient descent for 5000 steps at rate 0.0025 (12.5 in units of tau), weight decay 1e-5.
-The quick preset halves all widths and the teacher's rank. Against the rank r of the channel: (a) the mean over modes of
-:math:`u_i^\top W_2W_1v_i/s_i` at the end; (b) the loss. (c) The strengths of single modes at r = d/2.
+teacher of rank d = 32, full-batch gradient descent for 5000 steps at rate 0.0025 (12.5 in units of tau), weight
+decay 1e-5. The quick preset halves all widths and the teacher's rank. Against the rank r of the channel: (a) the
+mean over modes of :math:`u_i^\top W_2W_1v_i/s_i` at the end; (b) the loss (no less than 1e-4 is drawn). (c) The
+strengths of single modes at r = d/2.
 
-**Theory** (black). With fixed P whose Q mirrors the weights (the paper's "Q only"), the closed form at the final time
-(solid) and its limit of late times, then small decay (dashed): :math:`A V_rV_r^\top`, everything once r >= d. Dotted:
-the best map of rank r, which is what a reader of the task's leading subspace leads to.
+**Theory** (black). With fixed P whose Q mirrors the weights (the paper's "Q only"), the closed form at the final
+time (solid, every seed) and its limit of late times, then small decay (dashed): :math:`A V_rV_r^\top`, everything
+once r >= d. Dotted: the best map of rank r, where a reader of the task's leading subspace leads.
 
-**What is seen.** Under most rules the channel's rank is the number of modes' worth of learning, min(r, d)/d: what
-distinguishes them is *which*. Oja's rule on labels, on errors with a slow reader, and the normative rule learn the r strongest modes
-and nothing else; a fixed P learns a share r/d of every mode, and so leaves more loss. A fast reader of errors
-with a perfect mirror passes the bound: its channel serves one group of modes after another. With the Kolen-Pollack mirror
-the same reader diverges at this step size (its way back still holds the weights of the modes before) and is left out.
+**What is seen.** Under most rules the rank of the channel is the number of modes' worth of learning, min(r, d)/d;
+what distinguishes them is *which*. Oja's rule on labels learns the r strongest modes and nothing else; the
+normative and the local rule and a slow reader of errors nearly so; a fixed P learns something of every mode, and
+so leaves more loss. A fast reader of errors with a perfect mirror passes the bound: its channel serves one group
+of modes after another. With the Kolen-Pollack mirror the same reader diverges at this step size and is left out.
 
-**What differs from the paper.** There P and Q learn at the rate 0.001 x 0.999^step; here at a constant rate relative to that
-of W: 0.4, its initial value, for local, normative and fast Oja; 0.02 for the slow reader; Kolen-Pollack mirrors at 1, as
-theory assumes, except in the local rule. Weights start balanced at scale 0.01.
+**What differs from the paper.** There P and Q learn at the rate 0.001 x 0.999^step; here at a constant rate
+relative to that of W: 0.4, its initial value, for local, normative and fast Oja; 0.02 for the slow reader;
+Kolen-Pollack mirrors at 1, as theory assumes, except in the local rule. Weights start balanced at scale 0.01.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures._run import Resources
-from figures._style import COLOURS, GREY, PAGE, THEORY, curves, new_figure, panel_letter
+from figures._style import COLOURS, GREY, PAGE, THEORY, curves, dots, new_figure, panel_letter
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from linfb import LinearNetwork, Rule, Task
 
 REFERENCES = ("backpropagation", "zero feedback")
+KNOWN = "fixed P, Q learned"
+"""The rule with a closed form."""
 SWEPT = (
-    "fixed P, Q learned", "P and Q fixed", "Oja on labels", "Oja on errors, slow", "Oja on errors, fast", "local",
+    KNOWN, "P and Q fixed", "Oja on labels", "Oja on errors, slow", "Oja on errors, fast", "local",
     "normative",
 )  # fmt: skip
 """The last but two with a perfect mirror, all others with one that learns or is fixed as the name says."""
@@ -64,6 +67,7 @@ class Config:
 
 
 PARTS = "rules"
+FLOOR = 1e-4  # of the losses that are drawn
 CONFIGS = {
     "quick": Config(),
     "paper": Config(
@@ -83,7 +87,7 @@ def rule_of(label: str, config: Config) -> Rule:
     return {
         "backpropagation": rules.backpropagation(),
         "zero feedback": rules.zero_feedback(),
-        "fixed P, Q learned": rules.low_rank(rank, reader=readers.Fixed(), mirror=aligned),
+        KNOWN: rules.low_rank(rank, reader=readers.Fixed(), mirror=aligned),
         "P and Q fixed": rules.feedback_alignment(rank=rank),
         "Oja on labels": rules.low_rank(rank, reader=readers.Oja(on="labels", rate=rate), mirror=aligned),
         "Oja on errors, slow": rules.low_rank(rank, reader=readers.Oja(rate=config.slow_rate), mirror=aligned),
@@ -94,7 +98,7 @@ def rule_of(label: str, config: Config) -> Rule:
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
-    """Return final mode strengths over singular values and the final loss over that of the zero map, (rule, rank, seed).
+    """Return final mode strengths over singular values, and the loss over that of the zero map, (rule, rank, seed).
 
     Also the theory of the fixed channel at the final time and in the limit, and the bound of rank-r maps.
     """
@@ -119,9 +123,7 @@ def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
     )  # fmt: skip
     whole = float(task.loss(np.zeros_like(task.teacher)))
     final = run.isel(time=-1, drop=True)
-    result = xr.Dataset(
-        {"learned": final.mode_strength / task.singular_values, "loss": final.loss / whole}
-    )
+    result = xr.Dataset({"learned": final.mode_strength / task.singular_values, "loss": final.loss / whole})
     if not ranks:
         result = result.expand_dims(rank=list(config.ranks))
     elif label.startswith("fixed"):
@@ -130,12 +132,11 @@ def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
 
 
 def fixed_theory(task: Task, network: LinearNetwork, rule: Rule, config: Config) -> xr.Dataset:
-    """Return what a fixed channel leads to, (rank, seed, mode) and (rank, seed): at the final time, and in the limit."""
+    """Return what a fixed channel leads to at the final time, and in the limit, on (rank, seed) and (.., mode)."""
     import xarray as xr
 
     from linfb.linear.simulate import initial_state
-    from linfb.theory import end_point
-    from linfb.theory.predict import predict
+    from linfb.theory import end_point, predict
 
     arguments: dict[str, Any] = {"seeds": config.seeds, "ranks": config.ranks, "weight_decay": config.weight_decay}
     exact = predict(task, network, rule, [config.t_max], **arguments).isel(time=0, drop=True)
@@ -171,7 +172,7 @@ def bounds(config: Config) -> tuple[np.ndarray, np.ndarray]:
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return how far the fixed channel is from its theory, and from backpropagation's result."""
-    fixed, plain = (results.sel(rule=name) for name in ("fixed P, Q learned", "backpropagation"))
+    fixed, plain = (results.sel(rule=name) for name in (KNOWN, "backpropagation"))
     return {
         "fixed P: largest deviation of a mode from theory, in units of s": float(
             abs(fixed.learned - fixed.learned_theory).max()
@@ -182,29 +183,31 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
 
 def plot(results: xr.Dataset, config: Config) -> Any:
     """Return the figure: share learned and loss against rank, and single modes at one rank."""
-    figure = new_figure(PAGE, 4.7)
-    share, loss, single = (figure.add_subplot(place) for place in (221, 222, 212))
+    figure = new_figure(PAGE, 5.6)
+    panels = figure.subplot_mosaic([["share", "loss"], ["single", "single"]])
+    share, loss, single = panels["share"], panels["loss"], panels["single"]
     best_share, best_loss = bounds(config)
-    means = results.assign({name: results[name].mean("mode") for name in results if "mode" in results[name].dims})
-    for axes, name, best in ((share, "learned", best_share), (loss, "loss", best_loss)):
+    lossless = {name: results[name].clip(FLOOR) for name in results if "loss" in str(name)}
+    means = results.assign(lossless).assign(
+        {name: results[name].mean("mode") for name in results if "mode" in results[name].dims}
+    )
+    for axes, name, best in ((share, "learned", best_share), (loss, "loss", np.maximum(best_loss, FLOOR))):
         _against_rank(axes, means, name, best, config)
     share.set_ylabel("share learned, mean of $u^\\top W\\,v/s$")
     share.set_ylim(-0.04, 1.08)
     loss.set_yscale("log")
-    loss.set_ylim(best_loss[best_loss > 0].min() / 4, 1.6)
-    loss.set_ylabel("loss / loss of the zero map")
+    loss.set_ylim(0.8 * FLOOR, 1.6)
+    loss.set_ylabel(f"loss / loss of the zero map, or {FLOOR:g}")
     _single_modes(single, results, config)
     for axes, letter in zip((share, loss, single), "abc", strict=True):
         panel_letter(axes, letter)
-    figure.legend(*share.get_legend_handles_labels(), loc="outside right center")
+    figure.legend(*share.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure
 
 
 def _against_rank(axes: Any, results: xr.Dataset, name: str, best: np.ndarray, config: Config) -> None:
-    rank, fixed = results["rank"].values, results.sel(rule="fixed P, Q learned")
-    for colour, label in zip(COLOURS, SWEPT, strict=False):
-        if label in config.rules:
-            curves(axes, rank, results[name].sel(rule=label).transpose("seed", "rank"), colour, label=label)
+    rank, fixed = results["rank"].values, results.sel(rule=KNOWN)
+    _simulated(axes, rank, results[name].transpose("rule", "seed", "rank"), config)
     for line, label in (("-", REFERENCES[0]), ((0, (4, 2)), REFERENCES[1])):
         for run in results[name].sel(rule=label).transpose("seed", "rank").values:
             axes.plot(rank, run, color=GREY, linewidth=0.8, linestyle=line, zorder=0)
@@ -221,15 +224,22 @@ def _against_rank(axes: Any, results: xr.Dataset, name: str, best: np.ndarray, c
     axes.minorticks_off()
 
 
+def _simulated(axes: Any, x: Any, values: xr.DataArray, config: Config) -> None:
+    """Draw every run of every rule: as dots where theory gives the line."""
+    for colour, label in zip(COLOURS, SWEPT, strict=False):
+        if label == KNOWN:
+            dots(axes, x, values.sel(rule=label), colour, label=label)
+        elif label in config.rules:
+            curves(axes, x, values.sel(rule=label), colour, label=label)
+
+
 def _single_modes(axes: Any, results: xr.Dataset, config: Config) -> None:
     """Draw the strength of every mode at the swept rank that is nearest to half of the task's."""
     rank = min(config.ranks, key=lambda value: abs(value - config.teacher_rank / 2))
     at = results.sel(rank=rank)
     modes = np.arange(1, at.sizes["mode"] + 1)
-    for colour, label in zip(COLOURS, SWEPT, strict=False):
-        if label in config.rules:
-            curves(axes, modes, at.learned.sel(rule=label).transpose("seed", "mode"), colour)
-    for run in at.learned_theory.sel(rule="fixed P, Q learned").transpose("seed", "mode").values:
+    _simulated(axes, modes, at.learned.transpose("rule", "seed", "mode"), config)
+    for run in at.learned_theory.sel(rule=KNOWN).transpose("seed", "mode").values:
         axes.plot(modes, run, **THEORY)
     axes.plot(modes, modes <= rank, **THEORY | {"linestyle": ":", "linewidth": 1.5})
     axes.set_xlabel("mode, strongest first")
