@@ -15,7 +15,8 @@ from linfb.theory.modes import non_negative
 
 FAR = 30.0  # starts beyond this multiple of the largest root use the series in 1 / a
 SETTLED = 300.0  # exp(-SETTLED) of the way to the end point is the end point
-TINY = 1e-100  # a feedback weight below this changes a to first order in it only
+TINY = 1e-100  # numbers below this are taken for zero
+NEGLIGIBLE = 1e-130  # a start this close to its end is there, a time this short has not passed
 
 
 def feedback_alignment_mode(t: Any, s: float, a0: float, c0: float, b: float) -> tuple[np.ndarray, np.ndarray]:
@@ -54,7 +55,7 @@ def feedback_alignment_mode(t: Any, s: float, a0: float, c0: float, b: float) ->
     time is elementary in a; it is inverted by a bracketed Newton iteration to rounding, in the logarithm of the
     distance to the root that a approaches, so that the end point is reached without loss of digits. Feedback and
     readout of opposite signs first unlearn: c passes through zero, which takes long if a starts near an unstable root.
-    Near a triple root the sum over roots cancels; there the expansion of the integrand in 1 / a takes its place.
+    Arguments, and an error s - a0 c0, below 1e-100 count as zero. Near a triple root the sum over roots cancels; there the expansion of the integrand in 1 / a takes its place.
     Checked against the two equations in ``tests/test_theory_feedback_alignment.py``.
 
     References
@@ -71,8 +72,8 @@ def feedback_alignment_mode(t: Any, s: float, a0: float, c0: float, b: float) ->
     """
     t = non_negative("t", t)
     s, a0, c0, b = (real(name, value) for name, value in (("s", s), ("a0", a0), ("c0", c0), ("b", b)))
-    error = s - a0 * c0
-    if abs(b) < TINY:  # a stays, or follows b: linear regression of the readout
+    s, a0, c0, b, error = (0.0 if abs(x) < TINY else x for x in (s, a0, c0, b, s - a0 * c0))
+    if b == 0.0:  # a stays: linear regression of the readout
         change = error * t * exprel(-a0 * a0 * t)
     elif error == 0.0:
         change = np.zeros(t.shape)
@@ -84,6 +85,8 @@ def feedback_alignment_mode(t: Any, s: float, a0: float, c0: float, b: float) ->
 def _change(t: np.ndarray, error: float, a0: float, c0: float, b: float) -> np.ndarray:
     """Return z(t) = (a(t) - a0) / b = integral of s - a c, which stays regular as b goes to zero."""
     path = _Path.from_start(a0, c0, b, error)
+    if abs(path.u0) < NEGLIGIBLE:
+        return np.zeros(t.shape)
     return path.u0 / b * np.expm1(-_invert(path.time, path.rate, t))
 
 
@@ -141,9 +144,11 @@ class _Path:
             a_end = a0 - u0
         linear, constant = 3 * a_end, 3 * a_end * a_end + p
         others = np.roots([1.0, linear, constant])
-        passed = [e.real for e in others if e.imag == 0 and 0 < e.real / u0 < 1]
-        if passed:  # rounding took the further one of two roots that nearly agree
-            nearest = max(passed, key=abs)
+        passed = [e.real for e in others if e.imag == 0 and e.real * np.sign(u0) > 0 and abs(e) < abs(u0)]
+        nearest = max(passed, key=abs, default=0.0)
+        if (
+            len(passed) == 2 or 0 < abs(nearest) < abs(u0) / 2
+        ):  # rounding passed over one of two roots that nearly agree
             a_end, u0 = a_end + nearest, u0 - nearest
             others = np.array([-nearest, *(e - nearest for e in others if e != nearest)])
             linear, constant = -float(np.sum(others).real), float(np.prod(others).real)
@@ -152,8 +157,8 @@ class _Path:
 
     def rate(self, w: np.ndarray) -> np.ndarray:
         """Return dw/dt of w = ln(u0 / u)."""
-        u = self.u0 * np.exp(-w)
-        return np.maximum((u + self.linear) * u + self.constant, 0.0) / 2
+        u, change = self.u0 * np.exp(-w), self.u0 * np.expm1(-w)
+        return np.maximum(self.start + change * (u + self.u0 + self.linear), 0.0) / 2
 
     def time(self, w: np.ndarray) -> np.ndarray:
         """Return the time at which ln(u0 / u) = w."""
@@ -206,7 +211,8 @@ class _Path:
 
         def pair(x: float, y: float) -> np.ndarray:
             """Order the two so that the logarithm is not taken of a small number."""
-            return difference(x, y) if (y - x) * u0 * offset[x] * offset[y] >= 0 else difference(y, x)
+            signs = np.sign([y - x, u0, offset[x], offset[y]])
+            return difference(x, y) if np.prod(signs) >= 0 else difference(y, x)
 
         return -2 * (pair(low, middle) - pair(middle, high)) / (low - high)
 
@@ -225,10 +231,15 @@ def _invert(time: Callable, rate: Callable, t: np.ndarray) -> np.ndarray:
         low, high = np.where(excess <= 0, w, low), np.where(excess >= 0, w, high)
         newton = w - excess * rate(w)
         settled = (np.abs(newton - w) <= 4 * np.finfo(float).eps * w) & (np.abs(excess) <= 1e-6 * t)
-        narrow = high - low <= 4 * np.finfo(float).eps * high
+        narrow = (high - low <= 4 * np.finfo(float).eps * high) | (np.abs(excess) < NEGLIGIBLE)
         useful = (newton > low) & (newton < high) & (np.abs(excess) <= before / 2)
-        w = np.where(done | settled | narrow, w, np.where(useful, newton, (low + high) / 2))
+        w = np.where(done | settled | narrow, w, np.where(useful, newton, _between(low, high)))
         done, before = done | settled | narrow, np.abs(excess)
         if np.all(done):
             return w
     raise ArithmeticError(f"the time could not be inverted at t = {t[~done]}")
+
+
+def _between(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Halve a bracket: in the logarithm while it spans orders of magnitude."""
+    return np.where(high > 4 * low, np.sqrt(np.maximum(low, 1e-300)) * np.sqrt(high), (low + high) / 2)
