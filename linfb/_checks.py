@@ -96,6 +96,8 @@ def integer(name: str, value: Any, *, at_least: int | None = None, at_most: int 
 def times_array(name: str, value: Any) -> np.ndarray:
     """Return `value` as a 1-D float array of finite, non-negative, increasing times (in units of tau)."""
     times = real_array(name, value)
+    if np.asarray(value).dtype.kind == "b":
+        raise TypeError(f"{name} must be an array of times, got booleans")
     if times.ndim != 1 or times.size == 0:
         raise ValueError(f"{name} has shape {times.shape}, expected (time,) with at least one entry")
     if times[0] < 0:

@@ -74,7 +74,7 @@ def plan(
 
 
 def _distinct(name: str, values: Any, at_least: int) -> tuple[int, ...]:
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray | range):
+    if isinstance(values, str | bytes) or not isinstance(values, Sequence | np.ndarray | range):
         raise TypeError(f"{name} must be a sequence of integers, got {values!r}")
     checked = tuple(integer(f"{name}[{i}]", value, at_least=at_least) for i, value in enumerate(values))
     if not checked or len(set(checked)) != len(checked):
