@@ -47,6 +47,8 @@ def rational(expr: sp.Expr) -> sp.Expr:
     symbols = sorted(expr.free_symbols, key=str)
     if not symbols:
         return sp.simplify(expr)
+    if not expr.is_rational_function(*symbols):
+        raise NotImplementedError(f"not a rational function of {symbols}")
     field = sp.QQ.frac_field(*symbols)
     return field.to_sympy(field.from_sympy(expr))
 

@@ -28,6 +28,8 @@ from derivations.setting import (
 def feedback_alignment_stationary() -> Derivation:
     """Derive where feedback alignment ends, with and without weight decay."""
     W1, W2 = B * E / lam, E * E.T * B.T / lam**2
+    v, y2, seen = sp.MatrixSymbol("v", n, 1), sp.Symbol("y_2", positive=True), B * E
+    squared = all_sizes((seen.T * seen * v, y2 * v), given=r":math:`Y^\top Y v = y^2 v`")
     e, feedback = sp.symbols("e b", positive=True)
     teacher = e + feedback**2 * e**3 / lam**3
     strength = sp.Symbol("s", positive=True)
@@ -113,6 +115,25 @@ def feedback_alignment_stationary() -> Derivation:
                 shown="A = E + W_2 W_1",
             ),
             Step(
+                r"In what the feedback sees, :math:`Y = BE`, this is a cubic for the singular values: those of BA are "
+                r":math:`y_i + y_i^3/\lambda^3`, with the singular vectors of Y.",
+                B * (E + W2 * W1),
+                seen + seen * seen.T * seen / lam**3,
+                (all_sizes(), GENERIC),
+                key=True,
+                shown="B A",
+                shown_rhs=r"Y + Y Y^T Y / \lambda^3",
+            ),
+            Step(
+                r"Each right singular vector v of Y is learned in part: its share is :math:`y^2/(\lambda^3 + y^2)`.",
+                (1 + y2 / lam**3) * W2 * W1 * v,
+                y2 / lam**3 * (E + W2 * W1) * v,
+                (squared,),
+                key=True,
+                shown=r"(1 + y^2/\lambda^3)\, W_2 W_1 v",
+                shown_rhs=r"(y^2/\lambda^3)\, A v",
+            ),
+            Step(
                 r"For :math:`B^\top B = b^2 I` it decouples: a mode of strength s keeps an error e with "
                 r":math:`s = e + b^2e^3/\lambda^3`, which grows strictly with e (one solution).",
                 teacher.diff(e),
@@ -153,8 +174,9 @@ def feedback_alignment_onset() -> Derivation:
     w1, w2 = t * feedback * teacher, t**2 / 2 * teacher * teacher.T * feedback.T
     error = teacher - w2 * w1
 
-    def leading(value: sp.ImmutableMatrix, power: int) -> sp.ImmutableMatrix:
-        return sp.ImmutableMatrix(value.applyfunc(lambda entry: sp.limit(sp.expand(entry) / t**power, t, 0)))
+    def up_to(value: sp.ImmutableMatrix, power: int) -> sp.ImmutableMatrix:
+        orders = range(power + 1)
+        return value.applyfunc(lambda entry: sum(sp.expand(entry).coeff(t, order) * t**order for order in orders))
 
     late = (B * A * A.T * B.T, A * A.T * B.T)
     overlap = sp.trace(feedback * teacher * teacher.T * feedback.T)
@@ -174,18 +196,18 @@ def feedback_alignment_onset() -> Derivation:
         steps=(
             Step(
                 r"With :math:`W_1 = tBA` and :math:`W_2 = \frac{t^2}{2}AA^\top B^\top` the hidden "
-                r"layer's equation holds up to order :math:`t^3`.",
-                leading(sp.ImmutableMatrix(w1.diff(t) - feedback * error), 2),
+                r"layer's equation holds but for terms of order :math:`t^3`.",
+                up_to(sp.ImmutableMatrix(w1.diff(t) - feedback * error), 2),
                 sp.zeros(2, 2),
                 (EXPAND,),
-                shown=r"[t^2]\, (\dot W_1 - B E)",
+                shown=r"\dot W_1 - B E + O(t^3)",
             ),
             Step(
                 "The readout's equation holds to the same relative order.",
-                leading(sp.ImmutableMatrix(w2.diff(t) - error * w1.T), 3),
+                up_to(sp.ImmutableMatrix(w2.diff(t) - error * w1.T), 3),
                 sp.zeros(2, 2),
                 (EXPAND,),
-                shown=r"[t^3]\, (\dot W_2 - E W_1^T)",
+                shown=r"\dot W_2 - E W_1^T + O(t^4)",
             ),
             Step(
                 "The overlap with the feedback is a sum of squares.",

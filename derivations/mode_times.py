@@ -65,8 +65,9 @@ def saxe_mode() -> Derivation:
             Step("It starts at the given strength.", candidate.subs(t, 0), a0, shown="a(0)"),
             Step(
                 "It ends at the strength of the task.",
-                sp.limit(candidate, t, sp.oo),
+                sp.Limit(candidate, t, sp.oo),
                 s,
+                (EVALUATE,),
                 shown=r"\lim_{t\to\infty} a(t)",
             ),
             Step(

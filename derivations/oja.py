@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import all_sizes, along, at_sizes, entries, rate, unit
-from derivations.core import SIMPLIFY, ClosedForm, Derivation, Step, rational
+from derivations.core import EVALUATE, SIMPLIFY, ClosedForm, Derivation, Step, rational
 from derivations.registry import derivation
 from derivations.setting import MATHEMATICAL_SHAPES, P, m, r, t
 
@@ -45,7 +45,7 @@ def oja_flow() -> Derivation:
         velocity = rho * ((eye - candidate) * covariance * candidate + candidate * covariance * (eye - candidate))
         gap = sp.Symbol("delta", positive=True)
         late = sp.ImmutableMatrix(candidate.subs(c1, c2 + gap)).applyfunc(
-            lambda entry: sp.limit(sp.simplify(entry.subs(theta, sp.pi / 6)), t, sp.oo)
+            lambda entry: sp.Limit(sp.simplify(entry.subs(theta, sp.pi / 6)), t, sp.oo)
         )
         return (
             Step(
@@ -67,6 +67,7 @@ def oja_flow() -> Derivation:
                 r"> c_2`).",
                 late,
                 sp.ImmutableMatrix([[1, 0], [0, 0]]),
+                (EVALUATE,),
                 shown=r"\lim_{t \to \infty} M(t)",
             ),
         )

@@ -152,9 +152,8 @@ def overlap_spectrum() -> Derivation:
     def conditions(candidate: sp.Expr) -> tuple[Step, ...]:
         half = sp.Rational(1, 2)
         mirrored = candidate.subs(x, 1 - x).subs(beta, 1 - beta)
-        angle = sp.Symbol("theta", real=True)
-        # alpha = beta = 1/2: edges 0 and 1, the arcsine law
-        plain = sp.simplify(candidate.subs({alpha: half, beta: half}).subs(x, sp.sin(angle) ** 2) ** 2)
+        u = sp.Symbol("u", positive=True)
+        arcsine = candidate.subs({alpha: half, beta: half}).subs(x, 1 / (1 + u**2))  # the edges are 0 and 1
         return (
             Step(
                 "Squared, the density is the square of the stated one (it is positive).",
@@ -171,11 +170,11 @@ def overlap_spectrum() -> Derivation:
                 shown_rhs=r"f_\beta(x)^2",
             ),
             Step(
-                r"For half the outputs and half the directions it is the arcsine law; with :math:`x = "
-                r"\sin^2\theta`:",
-                plain,
-                1 / (sp.pi * sp.sin(angle) * sp.cos(angle)) ** 2,
-                shown="f(x)^2",
+                r"For half the outputs and half the directions it is the arcsine law "
+                r":math:`1/(\pi\sqrt{x(1 - x)})`; at :math:`x = 1/(1 + u^2)`:",
+                arcsine,
+                (1 + u**2) / (sp.pi * u),
+                shown="f(x)",
             ),
         )
 

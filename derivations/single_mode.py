@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import all_sizes, at_sizes, entries, unit
-from derivations.core import SIMPLIFY, ClosedForm, Derivation, Step, rational
+from derivations.core import EVALUATE, ClosedForm, Derivation, Step, rational
 from derivations.registry import derivation
 from derivations.setting import ALIGNED, MATHEMATICAL_SHAPES, WHITENED, P, k, lam, m, n, r, t
 
@@ -47,16 +47,18 @@ def _conditions(candidate: sp.Expr) -> tuple[Step, ...]:
         Step(
             r"Above threshold, :math:`s = (\lambda + \epsilon)/\sqrt{\kappa}`, it ends at "
             r":math:`\epsilon/\sqrt\kappa = s - \lambda/\sqrt\kappa`.",
-            sp.limit(candidate.subs(s, (lam + excess) / root), t, sp.oo),
+            sp.Limit(candidate.subs(s, (lam + excess) / root), t, sp.oo),
             excess / root,
+            (EVALUATE,),
             key=True,
             shown=r"\lim_{t\to\infty} c(t)",
         ),
         Step(
             r"Below threshold, :math:`\lambda = \sqrt{\kappa} s + \epsilon`, it vanishes: the mode "
             r"cannot be learned.",
-            sp.limit(candidate.subs(lam, root * s + excess), t, sp.oo),
+            sp.Limit(candidate.subs(lam, root * s + excess), t, sp.oo),
             sp.Integer(0),
+            (EVALUATE,),
             key=True,
             shown=r"\lim_{t\to\infty} c(t)",
         ),
@@ -146,15 +148,16 @@ def critical_mode() -> Derivation:
             Step("It starts at the given strength.", candidate.subs(t, 0), c0, shown="c(0)"),
             Step(
                 "It is the limit of the logistic curve.",
-                sp.limit(logistic(root * s - lam), lam, 0),
+                sp.Limit(logistic(root * s - lam), lam, 0),
                 candidate,
-                (SIMPLIFY,),
+                (EVALUATE,),
                 shown=r"\lim_{\lambda \to \sqrt{\kappa} s} c_{\mathrm{logistic}}(t)",
             ),
             Step(
                 "It vanishes, but only as 1/t.",
-                sp.limit(candidate * t, t, sp.oo),
+                sp.Limit(candidate * t, t, sp.oo),
                 1 / (2 * root),
+                (EVALUATE,),
                 shown=r"\lim_{t \to \infty} t\, c(t)",
             ),
         )

@@ -160,6 +160,11 @@ def exact_trajectory_small() -> Derivation:
 
 def _exact(expr: sp.Expr) -> sp.Expr:
     """Return the numerator as a polynomial in exponentials, sines and cosines, reduced by sin^2 + cos^2 = 1."""
+    probe = expr.subs(
+        {symbol: sp.Rational(2 * i + 3, 7) for i, symbol in enumerate(sorted(expr.free_symbols, key=str))}
+    )
+    if not abs(sp.N(probe, 50)) < 1e-40:  # not zero at one point (or not a number): no need for the normal form
+        return expr
     expr = sp.expand_trig(_hyperbolic_to_exp(expr))
     top = sp.expand(sp.numer(sp.together(sp.expand(expr, power_exp=True))), power_exp=True)
     for angle in (PHI, THETA):
