@@ -110,7 +110,7 @@ def test_half_time_refuses(s, c0, name):
 
 
 def test_bad_types_are_named():
-    with pytest.raises(TypeError, match="^t must"):
+    with pytest.raises(TypeError, match=r"^t must"):
         mode_strength("soon", 1.0, 0.1)
-    with pytest.raises(TypeError, match="^weight_decay must"):
+    with pytest.raises(TypeError, match=r"^weight_decay must"):
         mode_strength(1.0, 1.0, 0.1, weight_decay=[0.1])

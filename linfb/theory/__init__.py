@@ -21,7 +21,7 @@ _HOME = {
     "overlap_cdf": "random_channels",
     "overlap_density": "random_channels",
     "overlap_distribution": "random_channels",
-    "predict": "predict",
+    "predict": "prediction",
     "readout_only_map": "readout",
     "time_to_half": "modes",
     "time_to_half_cdf": "random_learning",
@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value  # importing the module predict has just bound that name to the module
+    globals()[name] = value
     return value
 
 

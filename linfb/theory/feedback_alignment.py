@@ -55,7 +55,8 @@ def feedback_alignment_mode(t: Any, s: float, a0: float, c0: float, b: float) ->
     time is elementary in a; it is inverted by a bracketed Newton iteration to rounding, in the logarithm of the
     distance to the root that a approaches, so that the end point is reached without loss of digits. Feedback and
     readout of opposite signs first unlearn: c passes through zero, which takes long if a starts near an unstable root.
-    Arguments, and an error s - a0 c0, below 1e-100 count as zero. Near a triple root the sum over roots cancels; there the expansion of the integrand in 1 / a takes its place.
+    Arguments, and an error s - a0 c0, below 1e-100 count as zero. Near a triple root the sum over roots cancels;
+    there the expansion of the integrand in 1 / a takes its place.
     Checked against the two equations in ``tests/test_theory_feedback_alignment.py``.
 
     References

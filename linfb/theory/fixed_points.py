@@ -120,8 +120,8 @@ def feedback_alignment_end_point(A: Any, B: Any, *, weight_decay: float) -> np.n
     r"""Return the map at which feedback alignment with a fixed B of any rank ends.
 
     .. math::
-        W_2 W_1(\infty) = A \sum_i \frac{y_i^2}{\lambda^2 + y_i^2}\, v_i v_i^\top, \qquad
-        y_i + \frac{y_i^3}{\lambda^2} = \sigma_i,
+        W_2 W_1(\infty) = A \sum_i \frac{y_i^2}{\lambda^3 + y_i^2}\, v_i v_i^\top, \qquad
+        y_i + \frac{y_i^3}{\lambda^3} = \sigma_i,
 
     with the singular values and right singular vectors of :math:`B^\top A`.
 
@@ -147,8 +147,8 @@ def feedback_alignment_end_point(A: Any, B: Any, *, weight_decay: float) -> np.n
     Notes
     -----
     Derivation: at rest :math:`\lambda W_1 = B^\top E` and :math:`\lambda W_2 = E W_1^\top`, so that
-    :math:`E (I + Y^\top Y / \lambda^2) = A` with :math:`Y = B^\top E`. Times :math:`B^\top` this reads
-    :math:`Y + Y Y^\top Y / \lambda^2 = B^\top A`, whose only solution has the singular vectors of :math:`B^\top A` and
+    :math:`E (I + Y^\top Y / \lambda^3) = A` with :math:`Y = B^\top E`. Times :math:`B^\top` this reads
+    :math:`Y + Y Y^\top Y / \lambda^3 = B^\top A`, whose only solution has the singular vectors of :math:`B^\top A` and
     the singular values y. The point of rest is therefore unique, for any rank of B, and every mode that the
     feedback reaches is learned in part: there is no threshold, unlike with a mirror (:func:`end_point`). That
     the flow converges to it is an observation of ``tests/test_theory_fixed_points.py``, not proved here.
@@ -161,7 +161,7 @@ def feedback_alignment_end_point(A: Any, B: Any, *, weight_decay: float) -> np.n
     --------
     >>> import numpy as np
     >>> feedback_alignment_end_point(np.diag([3.0, 1.0]), [[1.0], [0.0]], weight_decay=0.5)
-    array([[2.18281735, 0.        ],
+    array([[2.33652186, 0.        ],
            [0.        , 0.        ]])
     """
     A = real_array("A", A, ("out", "in"))
@@ -174,12 +174,11 @@ def feedback_alignment_end_point(A: Any, B: Any, *, weight_decay: float) -> np.n
 
 
 def _regression_share(strength: np.ndarray, decay: float) -> np.ndarray:
-    """Return q / (1 + q) of q = (y / decay)^2 with y (1 + q) = strength, by Cardano in its one-root form."""
-    if decay == 0.0:
+    """Return q / (1 + q) of q = y^2 / decay^3 with y (1 + q) = strength, by the one real root of Cardano."""
+    if decay**1.5 == 0.0:
         return np.ones_like(strength)
-    with np.errstate(over="ignore"):
-        root = 2 / np.sqrt(3) * np.sinh(np.arcsinh(1.5 * np.sqrt(3) * strength / decay) / 3)  # y / decay
-    return root / (root + 1 / root)
+    root = 2 / np.sqrt(3) * np.sinh(np.arcsinh(1.5 * np.sqrt(3) * strength / decay**1.5) / 3)  # y / decay^1.5
+    return root**2 / (1 + root**2)
 
 
 def _rounding(P: np.ndarray, A: np.ndarray) -> float:

@@ -111,5 +111,5 @@ def _scaled_exp1(x: np.ndarray, log_x: np.ndarray) -> np.ndarray:
     series = np.zeros_like(x)
     for n in range(8, 0, -1):
         series = -n * inverse * (1 + series)
-    small = x - np.euler_gamma - log_x
+    small = (1 + np.minimum(x, 1e-10)) * (x - np.euler_gamma - log_x)
     return np.where(x < 1e-10, small, np.where(x > 500.0, inverse * (1 + series), np.exp(middle) * exp1(middle)))
