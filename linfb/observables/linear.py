@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from linfb.backend import namespace, transpose
 from linfb.observables import measures
@@ -85,6 +85,23 @@ class Snapshot:
         return tuple(pairs)
 
 
+@runtime_checkable
+class HasMap(Protocol):
+    """What observables of the map alone need: a :class:`Snapshot`, or theory's prediction."""
+
+    @property
+    def task(self) -> Task:
+        """The task."""
+
+    @property
+    def map(self) -> Any:
+        """The network's map, shape (run, out, in)."""
+
+    @property
+    def xp(self) -> Any:
+        """The array namespace."""
+
+
 class Observable(NamedTuple):
     """A function of a snapshot and the names of the dimensions of its result, after the leading run axis."""
 
@@ -98,7 +115,7 @@ def _stack(arrays: list[Any], xp: Any) -> Any:
     return xp.stack(arrays, axis=-1)
 
 
-def loss(snap: Snapshot) -> Any:
+def loss(snap: HasMap) -> Any:
     """Return the population loss, half the mean squared error summed over outputs, noise included."""
     xp, task = snap.xp, snap.task
     difference = xp.asarray(task.teacher) - snap.map
@@ -106,19 +123,19 @@ def loss(snap: Snapshot) -> Any:
     return 0.5 * (xp.sum(weighted * difference, axis=(-2, -1)) + float(task.noise_covariance.trace()))
 
 
-def mode_strength(snap: Snapshot) -> Any:
+def mode_strength(snap: HasMap) -> Any:
     """Return u_i^T W v_i for the task's modes, in units of the singular values."""
     xp = snap.xp
     left, right = xp.asarray(snap.task.left), xp.asarray(snap.task.right)
     return xp.sum((snap.map @ right) * left, axis=-2)
 
 
-def singular_values(snap: Snapshot) -> Any:
+def singular_values(snap: HasMap) -> Any:
     """Return all singular values of the network's map in falling order."""
     return snap.xp.linalg.svdvals(snap.map)
 
 
-def network_map(snap: Snapshot) -> Any:
+def network_map(snap: HasMap) -> Any:
     """Return the network's map."""
     return snap.map
 

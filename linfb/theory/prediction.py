@@ -167,13 +167,19 @@ def _readout_only(A: np.ndarray, weights: Sequence[np.ndarray], times: np.ndarra
 def _fixed_feedback(runs: Plan, rule: Rule, weights: Sequence[np.ndarray]) -> np.ndarray:
     """Return the map under feedback that stays at the aligned starting weights: one scalar problem per mode."""
     start, mirror, task = runs.network.start, rule.mirror, runs.task
-    along = isinstance(start, Aligned) and isinstance(mirror, mirrors.Fixed) and not rule.reader.compresses
-    if not along or not (isinstance(mirror.start, str) and mirror.start == "weights") or runs.weight_decay:  # type: ignore[union-attr]
+    if not (
+        isinstance(start, Aligned)
+        and isinstance(mirror, mirrors.Fixed)
+        and isinstance(mirror.start, str)
+        and mirror.start == "weights"
+        and not rule.reader.compresses
+        and not runs.weight_decay
+    ):
         raise NoClosedFormError(
             "fixed feedback has a closed form only along single modes: an Aligned start, the full error, "
             "mirrors.Fixed(start='weights') and no weight decay"
         )
-    share = start.strength**0.5  # type: ignore[union-attr]
+    share = start.strength**0.5
     modes = min(task.rank, runs.network.widths[1])
     strengths = []
     for s in task.singular_values[:modes]:
