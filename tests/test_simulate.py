@@ -73,7 +73,7 @@ RANKED = [cell for cell in CELLS if cell[1] != "identity"]
 @pytest.mark.parametrize(
     ("cell", "method"),
     [(cell, method) for method in FIXED_STEP for cell in RANKED[::2]]
-    + [(cell, Dop853(1e-9, 1e-11)) for cell in RANKED[::5]],
+    + [(cell, Dop853(1e-7, 1e-9)) for cell in RANKED[::5]],
     ids=lambda value: " - ".join(value) if isinstance(value, tuple) else repr(value),
 )
 def test_a_run_in_an_ensemble_is_its_single_run(cell, method):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -269,16 +269,15 @@ def transport(
         What P and Q descend (None for an array that does not learn).
     """
     z = delta if channel.P is None else delta @ transpose(channel.P)
-
-    def view(part: Reader | Mirror) -> View:
-        seen = weights if part.transports_weights else None
-        return View(layer, cache, delta, z, targets, channel, lambda x: layer.forward(weights, x)[0], seen)
-
-    carried = rule.mirror.carry(view(rule.mirror))
+    blind = View(layer, cache, delta, z, targets, channel, lambda x: layer.forward(weights, x)[0])
+    seeing = replace(blind, weights=weights) if rule.transports_weights else blind
+    reader_view = seeing if rule.reader.transports_weights else blind
+    mirror_view = seeing if rule.mirror.transports_weights else blind
+    carried = rule.mirror.carry(mirror_view)
     if not (isinstance(channel.gain, float) and channel.gain == 1.0):
         carried = channel.gain * carried
     gradient = Channel(
-        P=rule.reader.gradient(view(rule.reader)) if rule.reader.learns else None,
-        Q=rule.mirror.gradient(view(rule.mirror)) if rule.mirror.learns else None,
+        P=rule.reader.gradient(reader_view) if rule.reader.learns else None,
+        Q=rule.mirror.gradient(mirror_view) if rule.mirror.learns else None,
     )
     return carried, gradient
