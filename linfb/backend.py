@@ -7,6 +7,7 @@ and CuPy is imported only when a device is asked for.
 from __future__ import annotations
 
 import hashlib
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -64,9 +65,7 @@ def device_namespace(device: str | ModuleType) -> Any:
             raise ValueError(f"device must be 'cpu', 'gpu' or an array-API module, got the module {device.__name__!r}")
         return device
     if device == "cpu":
-        import array_api_compat.numpy as xp
-
-        return xp
+        return import_module("array_api_compat.numpy")
     if device == "gpu":
         try:
             import cupy
@@ -76,9 +75,7 @@ def device_namespace(device: str | ModuleType) -> Any:
             ) from error
         if not cupy.cuda.is_available():
             raise RuntimeError("device='gpu' was asked for, but CuPy finds no usable CUDA device")
-        import array_api_compat.cupy as xp
-
-        return xp
+        return import_module("array_api_compat.cupy")
     raise ValueError(f"device must be 'cpu', 'gpu' or an array-API module, got {device!r}")
 
 

@@ -59,7 +59,7 @@ class Task:
             object.__setattr__(
                 self, "input_covariance", covariance("input_covariance", self.input_covariance, self.n_in)
             )
-        if isinstance(self.label_noise, list | tuple) or getattr(self.label_noise, "ndim", 0):
+        if isinstance(self.label_noise, list | tuple) or np.asarray(self.label_noise).ndim:
             object.__setattr__(self, "label_noise", covariance("label_noise", self.label_noise, self.n_out))
         else:
             object.__setattr__(self, "label_noise", real("label_noise", self.label_noise, at_least=0.0))
