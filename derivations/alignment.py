@@ -121,7 +121,8 @@ def mirror_alignment() -> Derivation:
         ),
         closed_form=ClosedForm("D(t)", start * sp.exp(-lam * t), (t, start, lam), conditions),
         sizes=SIZES_TEXT + " " + MATHEMATICAL_SHAPES,
-        test="tests/test_derivations.py::test_every_derivation_verifies",
+        theory=("mirror_error",),
+        test="tests/test_derivations_vs_theory.py::test_mirror_error",
         citations=("kolenpollack1994", "akrout2019", "hanut2025"),
     )
 
@@ -138,7 +139,7 @@ def constant_mismatch_invariant() -> Derivation:
         r"is a symmetric matrix of the hidden layer.",
         assumptions=(
             WHITENED,
-            r"P is fixed, :math:`\lambda = 0`, so D is constant (see mirror alignment).",
+            r"P is fixed, :math:`\lambda = 0`, so D is constant (see :doc:`mirror_alignment`).",
             EQUAL_RATES,
         ),
         steps=(

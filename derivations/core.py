@@ -56,7 +56,7 @@ def rational(expr: sp.Expr) -> sp.Expr:
 SIMPLIFY = Rewriting("by simplification", _entrywise(sp.simplify))
 EXPAND = Rewriting("by expanding both sides", _entrywise(sp.expand))
 RATIONAL = Rewriting(
-    "as an identity of rational functions (common denominator, expanded)",
+    "as an identity of rational functions (canonical form)",
     _entrywise(rational),
 )
 EVALUATE = Rewriting(

@@ -55,7 +55,7 @@ def local_rule() -> Derivation:
     solved = velocity.subs({w1: c, w2: 1, q: c, channel: c})
     origin = velocity.jacobian(symbols).subs(dict.fromkeys(symbols, 0))
     gap = sp.Symbol("delta", nonnegative=True)
-    root = (s - sp.sqrt(s**2 - 4 * lam)) / 2
+    roots = [(s + sign * sp.sqrt(s**2 - 4 * lam)) / 2 for sign in (1, -1)]
     return Derivation(
         name="local_rule",
         title="The synapse-local rule",
@@ -101,11 +101,12 @@ def local_rule() -> Derivation:
                 shown=r"(\dot a, \dot b, \dot q, \dot p)^T",
             ),
             Step(
-                "That equation has real solutions only if the discriminant is not negative; then c is:",
-                root * (s - root),
-                lam,
+                r"The two solutions are :math:`c = (s \pm \sqrt{s^2 - 4\lambda})/2`, real only if the discriminant is "
+                "not negative.",
+                sp.ImmutableMatrix([root * (s - root) for root in roots]),
+                sp.ImmutableMatrix([lam, lam]),
                 (SIMPLIFY,),
-                shown="c (s - c)",
+                shown=r"(c_+ (s - c_+), c_- (s - c_-))^T",
             ),
             Step(
                 r"At :math:`s = 2\sqrt\lambda + \delta` the discriminant is not negative.",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sympy as sp
 
-from derivations.core import EXPAND, SIMPLIFY, Derivation, Step
+from derivations.core import EXPAND, Derivation, Step
 from derivations.registry import derivation
 from derivations.setting import ALIGNED, EQUAL_RATES, WHITENED, lam
 
@@ -28,7 +28,6 @@ def threshold() -> Derivation:
     """Derive which stationary points are stable: those that hold the strongest modes above the weight decay."""
     q, p, s1, s2, x = sp.symbols("q p sigma_1 sigma_2 x", positive=True)
     origin = _jacobian((1, 2), sp.Matrix([s1, s2]), (sp.zeros(1, 2), sp.zeros(2, 1)))
-    learned = s1 - lam
     one = _jacobian((2, 2), sp.Matrix([q**2 + lam, s2]), (sp.diag(q, 0), sp.diag(q, 0)))
     two = _jacobian((2, 2), sp.Matrix([q**2 + lam, p**2 + lam]), (sp.diag(q, p), sp.diag(q, p)))
     narrow = _jacobian((1, 2), sp.Matrix([s1, q**2 + lam]), (sp.Matrix([[0, q]]), sp.Matrix([0, q])))
@@ -97,13 +96,6 @@ def threshold() -> Derivation:
                 (EXPAND,),
                 key=True,
                 shown=r"\det(x I - J_{2})",
-            ),
-            Step(
-                "The learned strength is positive exactly when the mode is above threshold.",
-                s1 * (1 - lam / s1),
-                learned,
-                (SIMPLIFY,),
-                shown=r"\sigma_1 (1 - \lambda/\sigma_1)",
             ),
         ),
         sizes="Characteristic polynomials at the explicit size n = 2, two visible outputs and k = 1 "

@@ -119,7 +119,7 @@ def exact_trajectory() -> Derivation:
             WHITENED,
             ALIGNED,
             r"M-balanced start, :math:`W_1W_1^\top = W_2^\top M W_2` at t = 0; then at all t (see "
-            r"M-balancedness).",
+            ":doc:`m_balancedness`).",
             r"N is the inverse of :math:`I + 2G` with :math:`\dot G = X_1^\top X_1`, so :math:`\dot "
             r"N = -2 N X_1^\top X_1 N` and :math:`N = I` at t = 0.",
         ),

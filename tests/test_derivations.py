@@ -1,6 +1,7 @@
 """The derivations: every one verifies, every altered one is refused, and their pages are well formed."""
 
 import ast
+import doctest
 import os
 import re
 import subprocess
@@ -380,6 +381,13 @@ def test_closed_form_is_printed_as_it_is_verified():
     assert form.equation == "f(x) = x^{2}"
     assert replace(form, shown="x x").equation == "f(x) = x x"
     assert Step("zero", sp.zeros(2, 2), sp.zeros(2, 2)).equation.endswith("= 0")
+
+
+@pytest.mark.parametrize("module", [derivations.core, derivations.verification])
+def test_examples_in_docstrings(module):
+    result = doctest.testmod(module)
+    assert result.attempted > 0
+    assert result.failed == 0
 
 
 def test_sizes_are_generic():
