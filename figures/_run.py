@@ -63,7 +63,7 @@ def parts_of(name: str, config: Any, resources: Resources) -> list[Part]:
 
 def compute(part: Part, resources: Resources, folder: Path) -> Part:
     """Simulate one part on one BLAS thread and store it; the matrices are small, the parts run side by side."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     start = time.perf_counter()
     with threadpool_limits(1):
@@ -116,10 +116,10 @@ def _computed(
     try:
         running = {pool.submit(compute, part, resources, folder): part for part in parts}
         for future in as_completed(running):
-            error = future.exception()
-            if error is not None and not isinstance(error, Exception):
-                raise error
-            yield running[future], future.result() if error is None else error
+            failure = future.exception()
+            if failure is not None and not isinstance(failure, Exception):
+                raise failure
+            yield running[future], future.result() if failure is None else failure
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -129,9 +129,9 @@ def joined(name: str, config: Any, parts: Sequence[Part]) -> xr.Dataset:
     import xarray as xr
 
     split = load(name).PARTS
-    by_label = {part.label: part.dataset for part in parts}
+    by_label = {part.label: part.dataset for part in parts if part.dataset is not None}
     ordered = [by_label[str(entry)] for entry in getattr(config, split)]
-    return xr.concat(ordered, dim=split.removesuffix("s"), combine_attrs="drop_conflicts", join="outer")
+    return xr.concat(ordered, dim=split.removesuffix("s"), combine_attrs="drop", join="outer")
 
 
 def draw(name: str, config: Any, results: xr.Dataset, folder: Path) -> dict[str, Any]:

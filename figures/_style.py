@@ -11,7 +11,7 @@ COLUMN, PAGE = 3.4, 7.0
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F5FA8", "#8C6D31")
 """Okabe and Ito's colours, which remain distinct under colour blindness (without yellow and black), and two more."""
 
-THEORY = {"color": "black", "linewidth": 0.9, "zorder": 3}
+THEORY: dict[str, Any] = {"color": "black", "linewidth": 0.9, "zorder": 3}
 """How theory is drawn."""
 
 GREY = "#8A8A8A"

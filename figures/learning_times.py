@@ -41,7 +41,7 @@ class Config:
     cases: tuple[tuple[int, int, int], ...] = (
         (16, 1, 1), (16, 1, 2), (16, 1, 4), (16, 1, 12), (48, 12, 6), (48, 12, 12), (48, 12, 24),
     )  # fmt: skip
-    seeds: tuple[int, ...] = tuple(range(300))
+    seeds: tuple[int, ...] = tuple(range(600))
     many_modes_seeds: int = 20
     s: float = 1.0
     c0: float = 1e-3
@@ -96,8 +96,8 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb import LinearNetwork, low_rank_teacher, simulate
-    from linfb.observables.linear import Observable
+    from linfb import LinearNetwork, low_rank_teacher
+    from linfb.linear.simulate import simulate
     from linfb.rules import low_rank, mirrors, readers
     from linfb.theory import time_to_half
 
@@ -116,7 +116,7 @@ def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) 
     run = simulate(
         task, LinearNetwork((n_modes, n_modes, n_out), AlongEigenvectors(config.c0)), rule,
         np.linspace(0.0, config.t_max, config.n_times), seeds=seeds,
-        observe={"strength": Observable(strengths, ("mode",)), "kappa": Observable(shares, ("mode",))},
+        observe={"strength": strengths, "kappa": shares},
     )  # fmt: skip
     strength = run.strength.transpose("time", ...).values.reshape(config.n_times, -1)
     kappa = run.kappa.isel(time=0).values.ravel()
@@ -126,14 +126,10 @@ def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) 
         "kappa": kappa,
         "expected": np.where(expected <= config.t_max, expected, np.inf),
     }
-    laws = xr.Dataset(
-        {
-            "law": (("case", "time"), law(case, run.time.values, config)[None]),
-            "wrong_law": (("case", "time"), law((n_out, n_modes, rank + 1), run.time.values, config)[None]),
-        },
-        coords={"case": [case_label(case)], "time": run.time.values, "run": np.arange(kappa.size)},
+    return xr.Dataset(
+        {name: (("case", "run"), values[None]) for name, values in columns.items()},
+        coords={"case": [case_label(case)], "run": np.arange(kappa.size)},
     )
-    return laws.merge({name: (("case", "run"), values[None]) for name, values in columns.items()})
 
 
 def law(case: tuple[int, int, int], times: np.ndarray, config: Config) -> np.ndarray:
@@ -169,12 +165,16 @@ def case_label(case: tuple[int, int, int]) -> str:
     return "m={} d={} r={}".format(*case)
 
 
-def distance(results: xr.Dataset, case: tuple[int, int, int], law_name: str) -> float:
-    """Return the Kolmogorov-Smirnov distance between simulated half-learning times and a law."""
-    one = results.sel(case=case_label(case))
-    found = np.sort(one.half_time.values[~np.isnan(one.half_time.values)])
+def sorted_times(results: xr.Dataset, case: tuple[int, int, int]) -> np.ndarray:
+    """Return the half-learning times of a case in rising order, those not reached (infinite) last."""
+    times = results.half_time.sel(case=case_label(case)).values
+    return np.sort(times[~np.isnan(times)])
+
+
+def distance(found: np.ndarray, case: tuple[int, int, int], config: Config) -> float:
+    """Return the Kolmogorov-Smirnov distance between half-learning times, rising, and the law of a case."""
     finite = found[np.isfinite(found)]
-    expected = np.interp(finite, one.time, one[law_name])
+    expected = law(case, finite, config)
     ranks = np.arange(finite.size)
     above, below = (ranks + 1) / found.size - expected, expected - ranks / found.size
     return float(max(above.max(initial=0.0), below.max(initial=0.0)))
@@ -186,8 +186,9 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     single = abs(results.half_time / results.expected - 1).where(known)
     found = {"largest relative deviation of a run from its own half-learning time": float(single.max())}
     for case in config.cases:
-        found[f"Kolmogorov-Smirnov distance, {case_label(case)}"] = distance(results, case, "law")
-        found[f"the same from the law of rank r + 1, {case_label(case)}"] = distance(results, case, "wrong_law")
+        times, wrong = sorted_times(results, case), (*case[:2], case[2] + 1)
+        found[f"Kolmogorov-Smirnov distance, {case_label(case)}"] = distance(times, case, config)
+        found[f"the same from the law of rank r + 1, {case_label(case)}"] = distance(times, wrong, config)
     return found
 
 
@@ -199,13 +200,13 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     groups = [[case for case in config.cases if (case[1] == 1) == single] for single in (True, False)]
     fastest = float(time_to_half(config.s, config.c0))
+    times = np.geomspace(fastest, config.t_max, 300)
     for axes, cases, letter in zip(panels, groups, "ab", strict=True):
         for colour, case in zip(COLOURS, cases, strict=False):
-            one = results.sel(case=case_label(case))
-            found = np.sort(one.half_time.values[~np.isnan(one.half_time.values)])
+            found = sorted_times(results, case)
             share = np.arange(1, found.size + 1) / found.size
             axes.step(found, share, where="post", color=colour, linewidth=2.4, alpha=0.75, label=f"r = {case[2]}")
-            axes.plot(one.time, one.law, **THEORY)
+            axes.plot(times, law(case, times, config), **THEORY)
         axes.axvline(fastest, **THEORY | {"linestyle": ":"})
         axes.set_xscale("log")
         axes.set_xlim(0.9 * fastest, config.t_max)

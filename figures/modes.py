@@ -106,8 +106,9 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb import Balanced, LinearNetwork, low_rank_teacher, rules, simulate
+    from linfb import Balanced, LinearNetwork, low_rank_teacher, rules
     from linfb._errors import NoClosedFormError
+    from linfb.linear.simulate import simulate
     from linfb.theory import predict
 
     rule, depth = rule_of(label, config)
@@ -117,7 +118,7 @@ def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
     arguments: dict[str, Any] = {
         "times": np.linspace(0.0, config.t_max, config.n_times), "seeds": config.seeds, "observe": "mode_strength",
     }  # fmt: skip
-    ranks = {"ranks": config.ranks} if rule.reader.compresses else {}
+    ranks: dict[str, Any] = {"ranks": config.ranks} if rule.reader.compresses else {}
     simulated = simulate(task, network, rule, device=resources.device, **arguments, **ranks).mode_strength
     try:
         theory = predict(task, network, rule, **arguments, **ranks).mode_strength

@@ -98,7 +98,7 @@ def rule_of(label: str, config: Config) -> Rule:
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
-    """Return final mode strengths over singular values, and the loss over that of the zero map, (rule, rank, seed).
+    """Return final mode strengths over singular values, and the loss over that of the zero map.
 
     Also the theory of the fixed channel at the final time and in the limit, and the bound of rank-r maps.
     """
@@ -110,13 +110,14 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb import Balanced, LinearNetwork, gaussian_teacher, simulate
+    from linfb import Balanced, LinearNetwork, gaussian_teacher
+    from linfb.linear.simulate import simulate
     from linfb.linear.solvers import Euler
 
     task = gaussian_teacher(config.n_in, config.n_out, config.teacher_rank, scale=config.teacher_scale)
     network = LinearNetwork((config.n_in, config.n_hidden, config.n_out), Balanced(config.start_scale))
     rule = rule_of(label, config)
-    ranks = {"ranks": config.ranks} if rule.reader.compresses else {}
+    ranks: dict[str, Any] = {"ranks": config.ranks} if rule.reader.compresses else {}
     run = simulate(
         task, network, rule, [0.0, config.t_max], seeds=config.seeds, weight_decay=config.weight_decay,
         method=Euler(config.step_size), device=resources.device, **ranks,

@@ -75,8 +75,8 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_decay(decay: float, config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb import Balanced, LinearNetwork, low_rank_teacher, simulate
-    from linfb.linear.simulate import initial_state
+    from linfb import Balanced, LinearNetwork, low_rank_teacher
+    from linfb.linear.simulate import initial_state, simulate
     from linfb.rules import low_rank, mirrors, readers
     from linfb.theory import expected_learned_fraction, learned_modes
 
@@ -154,8 +154,10 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     cuts.set_ylabel("share of modes learned")
     figure.legend(*cuts.get_legend_handles_labels(), loc="outside lower left", ncols=7, handletextpad=0.3)
     x, y = np.linspace(0.01, 0.99, 99), np.linspace(0.01, 0.99, 99)
-    lines = plane.contour(x, y, expected_plane(x, y, config), levels=LEVELS, colors="black", linewidths=0.9)
-    plane.clabel(lines, fontsize=7, fmt="%g")
+    expected = expected_plane(x, y, config)
+    lines = plane.contour(x, y, expected, levels=LEVELS, colors="black", linewidths=0.9)
+    row = np.argmin(np.abs(y - 0.6))
+    plane.clabel(lines, fontsize=7, fmt="%g", manual=[(np.interp(level, expected[row], x), 0.6) for level in LEVELS])
     x, y = np.meshgrid(width, results.decay)
     means = share.mean("seed").transpose("decay", "rank")
     points = plane.scatter(x, y, c=means, s=16, cmap="cividis", vmin=0, vmax=1, clip_on=False, zorder=3)

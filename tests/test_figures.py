@@ -1,0 +1,403 @@
+"""The figures: each simulates and draws on a tiny configuration, agrees with theory, and is cached by content."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+import figures
+from figures import __main__ as command
+from figures import _cache, _run, _source, _style, learning_times, mlp, modes, rank, threshold
+
+ROOT = Path(figures.__file__).parents[1]
+HERE = _run.Resources()
+TINY = {
+    "modes": modes.Config(
+        rules=("backpropagation", "fixed P", "Oja on labels", "DFA (3 layers)", "zero feedback"), seeds=(0, 1), n_in=5,
+        n_hidden=4, n_out=4, t_max=6.0, n_times=13,
+    ),
+    "rank": rank.Config(
+        rules=(*rank.REFERENCES, "fixed P, Q learned", "Oja on labels"), ranks=(1, 2, 4), seeds=(0, 1), n_in=8,
+        n_hidden=6, n_out=6, teacher_rank=3, teacher_scale=0.8, step_size=4e-3, t_max=4.0,
+    ),
+    "threshold": threshold.Config(decays=(0.3, 0.7), ranks=(4, 8, 12), seeds=(0, 1), n_out=16, n_modes=4),
+    "learning_times": learning_times.Config(
+        cases=((8, 1, 2), (24, 6, 12)), seeds=tuple(range(150)), many_modes_seeds=20, t_max=40.0, n_times=201
+    ),
+    "mlp": mlp.Config(
+        cells=("backpropagation", "zero feedback", "fixed P r=1", "fixed P r=5", "Oja r=1", "Oja r=5"), seeds=(0, 1, 2),
+        widths=(16,), epochs=3, learning_rates=(1e-2, 1e-6),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def results() -> dict[str, xr.Dataset]:
+    """Simulate every figure once, part by part and joined as the command does it."""
+    found = {}
+    for name, config in TINY.items():
+        module = figures.load(name)
+        parts = [
+            replace(part, dataset=module.simulate(part.config, HERE)) for part in _run.parts_of(name, config, HERE)
+        ]
+        found[name] = _run.joined(name, config, parts)
+    return found
+
+
+@pytest.mark.parametrize("name", ["modes", "threshold"])
+def test_parts_joined_are_the_whole(name, results):
+    whole = figures.load(name).simulate(TINY[name], HERE)
+    xr.testing.assert_allclose(whole.transpose(*results[name].dims), results[name], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_figure_is_drawn_without_traces(name, results, tmp_path):
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    checks = _run.draw(name, TINY[name], results[name], tmp_path)
+    assert dict(mpl.rcParams) == before
+    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert all(math.isfinite(value) for value in checks.values())
+    assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
+    png = (tmp_path / f"{name}.png").read_bytes()
+    assert png.startswith(b"\x89PNG")
+    assert 3000 < len(png) < 200_000
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_text_is_readable_at_column_width(name, results):
+    from matplotlib.text import Text
+
+    with _style.style():
+        figure = figures.load(name).plot(results[name], TINY[name])
+        sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
+    assert figure.get_figwidth() in (_style.COLUMN, _style.PAGE)
+    assert min(sizes) >= 7
+
+
+def test_modes_follow_theory_and_not_that_of_backpropagation(results):
+    checks = modes.checks(results["modes"], TINY["modes"])
+    assert checks["largest deviation from theory"] < 1e-6
+    assert checks["panels with theory"] == 6  # three rules at two ranks
+    assert checks["fixed P, deviation if kappa is ignored"] > 0.3
+
+
+def test_modes_check_would_notice_a_wrong_theory(results):
+    wrong = results["modes"].assign(theory=results["modes"].unseen)
+    assert modes.checks(wrong, TINY["modes"])["largest deviation from theory"] > 0.3
+
+
+def test_every_rule_of_modes_can_be_built():
+    config = modes.Config()
+    for label in config.rules:
+        rule, depth = modes.rule_of(label, config)
+        assert depth == (3 if "3 layers" in label else 2)
+        assert rule.reader.compresses == (label in modes.CHANNELS)
+
+
+def test_rank_follows_theory(results):
+    checks = rank.checks(results["rank"], TINY["rank"])
+    assert checks["fixed P: largest deviation of a mode from theory, in units of s"] < 0.02  # Euler against flow
+    assert checks["fixed P: the same if kappa is ignored"] > 0.3
+
+
+def test_oja_on_labels_reaches_the_best_map_of_its_rank(results):
+    best = rank.bounds(TINY["rank"])[1]
+    loss = results["rank"].loss.transpose("rule", "seed", "rank")
+    narrow = [r < TINY["rank"].teacher_rank for r in TINY["rank"].ranks]  # the weakest mode takes longer than this run
+    assert np.abs(loss.sel(rule="Oja on labels").values - best)[:, narrow].max() < 1e-6
+    assert np.all((loss.sel(rule="fixed P, Q learned").values - best)[:, narrow] > 1e-2)
+
+
+def test_threshold_follows_theory(results):
+    config = TINY["threshold"]
+    checks = threshold.checks(results["threshold"], config)
+    assert checks["the same, runs that are still undecided at the end left out"] == 1.0
+    assert checks["share of runs whose count is as theory says"] > 0.9
+    assert checks["the same if kappa is ignored"] < 0.7
+    decided = results["threshold"].nearest * config.t_max >= threshold.DECIDED
+    assert float(decided.mean()) > 0.8
+
+
+def test_learning_times_follow_their_law(results):
+    config = TINY["learning_times"]
+    checks = learning_times.checks(results["learning_times"], config)
+    assert checks["largest relative deviation of a run from its own half-learning time"] < 1e-6
+    critical = 1.95 / math.sqrt(len(config.seeds))  # of the Kolmogorov-Smirnov test at the level 0.001
+    assert checks["Kolmogorov-Smirnov distance, m=8 d=1 r=2"] < critical
+    assert checks["the same from the law of rank r + 1, m=8 d=1 r=2"] > critical
+    assert checks["Kolmogorov-Smirnov distance, m=24 d=6 r=12"] < critical  # the modes of a run repel: smaller still
+
+
+def test_half_times_interpolates_a_logistic_exactly():
+    times = np.linspace(0.0, 10.0, 21)
+    strength = 2.0 / (1 + np.exp(-(times[:, None] - np.array([3.3, 7.1, 40.0]))))
+    assert learning_times.half_times(times, strength, 2.0) == pytest.approx([3.3, 7.1, np.inf], rel=1e-12)
+
+
+def test_mlp_learns_and_chooses_rates_on_validation(results):
+    found = results["mlp"]
+    assert np.all(found.chosen_rate == 1e-2)  # 1e-6 learns nothing in three epochs
+    test = found.test.mean("seed")
+    assert float(test.sel(cell="backpropagation")) > 0.9
+    assert float(test.sel(cell="Oja r=5")) > float(test.sel(cell="zero feedback")) > mlp.CHANCE
+    assert float(found.validation.sel(learning_rate=1e-6).max()) < 0.5
+
+
+def test_mlp_on_other_images():
+    assert mlp.on_data(mlp.CONFIGS["quick"], "mnist").data == "mnist"
+    paper = mlp.on_data(mlp.CONFIGS["paper"], "mnist")
+    assert (paper.data, paper.epochs) == ("mnist", 160)
+
+
+# What the cache depends on
+
+
+@pytest.fixture
+def copied(tmp_path):
+    """Return a copy of the figures' source that a test may edit."""
+    folder = tmp_path / "figures"
+    shutil.copytree(_source.PACKAGE, folder, ignore=shutil.ignore_patterns("output", "__pycache__"))
+    return folder
+
+
+def edited(folder: Path, name: str, old: str, new: str) -> str:
+    """Return the source that simulation depends on after an edit of one module."""
+    path = folder / f"{name}.py"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    return _source.source_of("rank", ["simulate"], folder)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("rank r of the channel", "r"), ("How wide the", "How broad the"), ("FLOOR = 1e-4", "FLOOR = 1e-3")],
+)
+def test_a_change_of_drawing_or_words_leaves_the_key(copied, old, new):
+    before = _source.source_of("rank", ["simulate"], copied)
+    assert edited(copied, "rank", old, new) == before
+    assert edited(copied, "_style", "#0072B2", "#000000") == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("Balanced(config.start_scale)", "Balanced(2 * config.start_scale)"),
+        ("readers.Fixed()", "readers.Fixed('gaussian')"),
+        ("weight_decay=0.0, n_hidden", "weight_decay=0.1, n_hidden"),
+    ],
+)
+def test_a_change_of_simulation_changes_the_key(copied, old, new):
+    before = _source.source_of("rank", ["simulate"], copied)
+    assert edited(copied, "rank", old, new) != before
+
+
+def test_library_hash_follows_any_source_file(tmp_path, monkeypatch):
+    import linfb
+
+    package = tmp_path / "linfb"
+    (package / "rules").mkdir(parents=True)
+    for place in ("__init__.py", "rules/base.py"):
+        (package / place).write_text("x = 1\n")
+    monkeypatch.setattr(linfb, "__file__", str(package / "__init__.py"))
+    unwrapped = _source.library_hash.__wrapped__
+    before = unwrapped()
+    assert unwrapped() == before
+    (package / "rules" / "base.py").write_text("x = 2\n")
+    assert unwrapped() != before
+
+
+def test_key_depends_on_config_device_and_library(monkeypatch):
+    config = TINY["rank"]
+    key = _cache.key_of("rank", config, "cpu")
+    assert _cache.key_of("rank", replace(config), "cpu") == key
+    others = [_cache.key_of("rank", replace(config, t_max=5.0), "cpu"), _cache.key_of("rank", config, "gpu")]
+    monkeypatch.setattr(_cache, "library_hash", lambda: "another")
+    others.append(_cache.key_of("rank", config, "cpu"))
+    assert len({key, *others}) == 4
+
+
+# The command
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Leave out the drawing, which takes longer than what is tested."""
+    monkeypatch.setattr(command, "draw", lambda *arguments: {})
+
+
+ONE = replace(TINY["threshold"], decays=(0.3, 0.7), ranks=(2, 4), n_out=6, n_modes=2, t_max=50.0)
+
+
+@pytest.fixture(scope="module")
+def simulated_once() -> xr.Dataset:
+    """Return the tiny figure's simulation at all decays that the tests ask for."""
+    return threshold.simulate(replace(ONE, decays=(0.3, 0.5, 0.7)), HERE)
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, simulated_once):
+    """Return a function that runs the command on a tiny figure and returns the decays that it had to simulate."""
+    monkeypatch.setitem(threshold.CONFIGS, "quick", ONE)
+    simulated = []
+
+    def counting(config, resources):
+        simulated.extend(config.decays)
+        return simulated_once.sel(decay=list(config.decays))
+
+    monkeypatch.setattr(threshold, "simulate", counting)
+
+    def run(*arguments, names=("threshold",)):
+        simulated.clear()
+        options = [*names, "--out", str(tmp_path), "--jobs", "1", *arguments]
+        return CliRunner().invoke(command.main, options, catch_exceptions=False), list(simulated)
+
+    return run
+
+
+def test_second_run_comes_from_the_cache_and_force_does_not(call, tmp_path):
+    first, simulated = call()
+    assert (first.exit_code, simulated) == (0, [0.3, 0.7])
+    picture = (tmp_path / "threshold.png").read_bytes()
+    again, simulated = call()
+    assert (again.exit_code, simulated) == (0, [])
+    assert (tmp_path / "threshold.png").read_bytes() == picture
+    assert call("--force")[1] == [0.3, 0.7]
+
+
+def test_one_more_part_is_simulated_alone(call, monkeypatch, undrawn):
+    call()
+    monkeypatch.setitem(threshold.CONFIGS, "quick", replace(ONE, decays=(0.3, 0.5, 0.7)))
+    assert call()[1] == [0.5]
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "record", "gone"])
+def test_damaged_cache_is_computed_anew(call, tmp_path, damage, undrawn):
+    call()
+    key = _cache.key_of("threshold", replace(ONE, decays=(0.7,)), "cpu")
+    data, record = tmp_path / "cache" / f"{key}.nc", tmp_path / "cache" / f"{key}.json"
+    content = data.read_bytes()
+    if damage == "cut":
+        data.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        middle = len(content) // 2
+        data.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    elif damage == "record":
+        record.write_text("{")
+    else:
+        data.unlink()
+    result, simulated = call()
+    assert (result.exit_code, simulated) == (0, [0.7])
+    assert "damaged" in result.output
+    assert call()[1] == []
+
+
+def test_failing_figure_does_not_stop_others(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(rank.CONFIGS, "quick", TINY["rank"])
+
+    def failing(config, resources):
+        raise RuntimeError("deliberate")
+
+    monkeypatch.setattr(rank, "simulate", failing)
+    result, simulated = call(names=("rank", "threshold"))
+    assert (result.exit_code, simulated) == (1, [0.3, 0.7])
+    assert "deliberate" in result.stderr
+    assert "failed: rank" in result.stderr
+    assert (tmp_path / "threshold.pdf").exists()
+    assert not (tmp_path / "rank.pdf").exists()
+
+
+def test_interruption_keeps_what_was_simulated(call, monkeypatch, undrawn):
+    original = threshold.simulate
+
+    def interrupted(config, resources):
+        if config.decays == (0.7,):
+            raise KeyboardInterrupt
+        return original(config, resources)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threshold, "simulate", interrupted)
+        result, simulated = call()
+    assert (result.exit_code, simulated) == (1, [0.3])
+    assert call()[1] == [0.7]
+
+
+def test_provenance_is_complete(call, tmp_path):
+    gallery = tmp_path / "gallery"
+    call("--gallery", str(gallery))
+    record = json.loads((tmp_path / "threshold.json").read_text())
+    assert record["config"] == json.loads(json.dumps(asdict(ONE)))
+    assert (record["preset"], record["device"], record["seeds"]) == ("quick", "cpu", list(ONE.seeds))
+    assert {"linfb", "python", "numpy", "scipy", "xarray", "matplotlib"} <= set(record["versions"])
+    assert record["library_sha256"] == _source.library_hash()
+    assert set(record["git"]) == {"commit", "dirty"}
+    assert set(record["parts"]) == {"0.3", "0.7"}
+    for part in record["parts"].values():
+        assert len(part["key"]) == 64
+        assert part["seconds"] >= 0
+        assert part["from_cache"] is False
+    assert record["checks"]["share of runs whose count is as theory says"] > 0.5
+    assert str(tmp_path) not in json.dumps(record)
+    assert str(ROOT) not in json.dumps(record)
+    assert sorted(path.name for path in gallery.iterdir()) == ["threshold.json", "threshold.png"]
+
+
+def test_no_checkout_is_told_and_not_an_error(monkeypatch):
+    def absent(*arguments, **options):
+        raise FileNotFoundError("git")
+
+    monkeypatch.setattr(subprocess, "run", absent)
+    assert _run.git_state() == {"commit": None, "dirty": None}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nonsense"], "'nonsense' is not a figure; there are modes, rank"),
+        (["modes", "--preset", "huge"], "'huge' is not one of 'quick', 'paper'"),
+        (["modes", "--device", "abacus"], "'abacus' is not one of 'cpu', 'gpu'"),
+        (["mlp", "--data", "letters"], "'letters' is not one of"),
+        (["mlp", "--data-root", "/no/such/folder"], "does not exist"),
+        (["modes", "--jobs", "0"], "--jobs"),
+    ],
+)
+def test_bad_command_lines_name_what_is_wrong(arguments, words):
+    result = CliRunner().invoke(command.main, arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_absent_images_fail_with_advice(tmp_path):
+    config = replace(mlp.CONFIGS["paper"], cells=("backpropagation",))
+    with pytest.raises(FileNotFoundError, match="--data-root"):
+        mlp.simulate(config, _run.Resources(data_root=str(tmp_path)))
+
+
+def test_list_names_every_figure():
+    result = CliRunner().invoke(command.main, ["--list"])
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.output.splitlines()] == list(figures.NAMES)
+
+
+def test_unknown_figure_is_refused():
+    with pytest.raises(ValueError, match="figure must be one of 'modes'"):
+        figures.load("nonsense")
+
+
+def test_processes_give_the_same_numbers(tmp_path):
+    parts = _run.parts_of("threshold", ONE, HERE)
+    alone = {part.label: threshold.simulate(part.config, HERE) for part in parts}
+    options = {"jobs": 2, "force": True, "say": print}
+    for part in _run.fill(parts, HERE, tmp_path, **options):
+        xr.testing.assert_identical(part.dataset, alone[part.label])
+        assert _cache.fetch(tmp_path, part.key)[0].equals(part.dataset)
