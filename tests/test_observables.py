@@ -52,7 +52,7 @@ def plain(rule, state, task, run, weight_decay=0.1):
         carried.insert(0, read @ P.T @ Q)
     result = {
         "loss": 0.5 * np.mean([np.sum((row - product @ sample) ** 2) for row, sample in zip(y, x, strict=True)]),
-        "mode_strength": [u @ product @ v for u, v in zip(task.left.T, task.right.T, strict=True)],
+        "mode_strength": [u @ product @ task.Sigma_xx @ v for u, v in zip(task.left.T, task.right.T, strict=True)],
         "singular_values": np.linalg.svd(product, compute_uv=False),
         "network_map": product,
     }
@@ -266,3 +266,13 @@ def test_perfect_mirrors_and_readers_measure_as_one():
     agree(result.task_overlap, np.ones((1, 1)))
     agree(result.captured_energy, [[[5 / 7]]])  # squared errors 4, 1, 1, 1 of which the channel sees two
     agree(result.error_alignment, [[[np.sqrt(5 / 7)]]])
+
+
+def test_mode_strengths_of_correlated_inputs_end_at_the_singular_values():
+    covariance = np.diag([3.0, 2.0, 1.0, 1.0, 0.5])
+    task = low_rank_teacher(5, 4, [3.0, 2.0], input_covariance=covariance)
+    network = LinearNetwork((5, 4, 4), SmallRandom(0.1))
+    run = simulate(task, network, rules.backpropagation(), [0.0, 60.0], observe=("mode_strength", "network_map"))
+    assert np.abs(run.mode_strength.values[0, -1] - task.singular_values).max() < 1e-6
+    bare = np.einsum("om,oi,im->m", task.left, run["network_map"].values[0, -1], task.right)
+    assert np.abs(bare - task.singular_values).max() > 0.1  # without the covariance they would not

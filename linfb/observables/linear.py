@@ -124,10 +124,10 @@ def loss(snap: HasMap) -> Any:
 
 
 def mode_strength(snap: HasMap) -> Any:
-    """Return u_i^T W v_i for the task's modes, in units of the singular values."""
-    xp = snap.xp
-    left, right = xp.asarray(snap.task.left), xp.asarray(snap.task.right)
-    return xp.sum((snap.map @ right) * left, axis=-2)
+    """Return u_i^T W Sigma_xx v_i for the task's modes, in units of the singular values, which it learns to equal."""
+    xp, task = snap.xp, snap.task
+    left, right = xp.asarray(task.left), xp.asarray(task.right)
+    return xp.sum((snap.map @ (right if task.whitened else xp.asarray(task.Sigma_xx) @ right)) * left, axis=-2)
 
 
 def singular_values(snap: HasMap) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from linfb._checks import integer, real, real_array
+from linfb.observables.measures import invariant
 from linfb.theory.modes import non_negative
 
 
@@ -133,21 +134,17 @@ def conserved(W1: Any, W2: Any, *, P: Any = None, Q: Any = None, B: Any = None) 
             f"W1 has shape {W1.shape} and W2 {W2.shape}, expected (..., hidden, in) and (..., out, hidden)"
         )
     n_out, n_hidden = W2.shape[-2:]
-    first = W1 @ _transpose(W1)
     if B is not None:
         if P is not None or Q is not None:
             raise ValueError("B describes the whole feedback: give either B, or P and Q")
-        cross = real_array("B", B, (n_out, n_hidden)).T @ W2
-        return first - cross - _transpose(cross)
-    seen = W2 if P is None else real_array("P", P, ("rank", n_out)) @ W2
-    balance = first - _transpose(seen) @ seen
+        return invariant(W1, W2, B=real_array("B", B, (n_out, n_hidden)))
+    P = None if P is None else real_array("P", P, ("rank", n_out))
     if Q is None:
-        return balance
-    Q = real_array("Q", Q)
-    if Q.shape != seen.shape:
-        raise ValueError(f"Q has shape {Q.shape}, expected that of P @ W2, {seen.shape}")
-    cross = _transpose(Q - seen) @ seen
-    return balance - cross - _transpose(cross)
+        return invariant(W1, W2, P=P)
+    Q, seen = real_array("Q", Q), W2.shape if P is None else (*W2.shape[:-2], len(P), n_hidden)
+    if Q.shape != seen:
+        raise ValueError(f"Q has shape {Q.shape}, expected that of P @ W2, {seen}")
+    return invariant(W1, W2, P=P, Q=Q)
 
 
 def mirror_error(t: Any, D0: Any, *, weight_decay: float) -> np.ndarray:
@@ -190,7 +187,3 @@ def mirror_error(t: Any, D0: Any, *, weight_decay: float) -> np.ndarray:
     """
     t, D0 = non_negative("t", t), real_array("D0", D0, ("rank", "hidden"))
     return np.exp(-real("weight_decay", weight_decay, at_least=0.0) * t)[..., None, None] * D0
-
-
-def _transpose(array: np.ndarray) -> np.ndarray:
-    return np.swapaxes(array, -1, -2)
