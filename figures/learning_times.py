@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of the figure; each case is (outputs m, modes d, rank r); times in units of tau."""
+    """Settings of the figure; each case is (outputs m, modes d, rank r), its seeds shifted by SHIFT r; times in tau."""
 
     cases: tuple[tuple[int, int, int], ...] = (
         (16, 1, 1), (16, 1, 2), (16, 1, 4), (16, 1, 12), (48, 12, 6), (48, 12, 12), (48, 12, 24),
@@ -50,6 +50,7 @@ class Config:
 
 
 PARTS = "cases"
+SHIFT = 10**6  # of seeds per rank: channels of one seed share rows, and cases are to be independent
 CONFIGS = {
     "quick": Config(),
     "paper": Config(seeds=tuple(range(2000)), many_modes_seeds=50),
@@ -112,7 +113,8 @@ def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) 
     def shares(snap: Any) -> Any:
         return overlap(task.left, snap.channels[-1].P)[0]
 
-    seeds = config.seeds if n_modes == 1 else config.seeds[: config.many_modes_seeds]
+    n_runs = len(config.seeds) if n_modes == 1 else config.many_modes_seeds
+    seeds = [seed + SHIFT * rank for seed in config.seeds[:n_runs]]
     run = simulate(
         task, LinearNetwork((n_modes, n_modes, n_out), AlongEigenvectors(config.c0)), rule,
         np.linspace(0.0, config.t_max, config.n_times), seeds=seeds,
