@@ -1,8 +1,6 @@
 """Sphinx configuration. The build needs no network: MathJax is bundled and there is no intersphinx."""
 
 import ast
-import pkgutil
-from importlib import import_module
 from pathlib import Path
 
 import linfb
@@ -48,16 +46,6 @@ suppress_warnings = ["ref.python"]
 bibtex_bibfiles = ["references.bib"]
 bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
-
-
-def shadowed() -> list[str]:
-    """Return modules whose package holds a function under their name, as ``linfb.linear.simulate``."""
-    names = [module.name for module in pkgutil.walk_packages(linfb.__path__, "linfb.")]
-    homes = [name.rpartition(".")[::2] for name in names]
-    return [f"{home}.{name}" for home, name in homes if callable(getattr(import_module(home), name, None))]
-
-
-autosummary_context = {"shadowed": shadowed()}
 
 
 def gallery() -> str:

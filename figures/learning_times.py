@@ -97,8 +97,7 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_case(case: tuple[int, int, int], config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb import LinearNetwork, low_rank_teacher
-    from linfb.linear.simulate import simulate
+    from linfb import LinearNetwork, low_rank_teacher, simulate
     from linfb.rules import low_rank, mirrors, readers
     from linfb.theory import time_to_half
 

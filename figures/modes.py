@@ -106,9 +106,8 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb import Balanced, LinearNetwork, low_rank_teacher, rules
+    from linfb import Balanced, LinearNetwork, low_rank_teacher, rules, simulate
     from linfb._errors import NoClosedFormError
-    from linfb.linear.simulate import simulate
     from linfb.theory import predict
 
     rule, depth = rule_of(label, config)

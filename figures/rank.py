@@ -110,8 +110,7 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_rule(label: str, config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb import Balanced, LinearNetwork, gaussian_teacher
-    from linfb.linear.simulate import simulate
+    from linfb import Balanced, LinearNetwork, gaussian_teacher, simulate
     from linfb.linear.solvers import Euler
 
     task = gaussian_teacher(config.n_in, config.n_out, config.teacher_rank, scale=config.teacher_scale)
@@ -136,7 +135,7 @@ def fixed_theory(task: Task, network: LinearNetwork, rule: Rule, config: Config)
     """Return what a fixed channel leads to at the final time, and in the limit, on (rank, seed) and (.., mode)."""
     import xarray as xr
 
-    from linfb.linear.simulate import initial_state
+    from linfb.linear.simulation import initial_state
     from linfb.theory import end_point, predict
 
     arguments: dict[str, Any] = {"seeds": config.seeds, "ranks": config.ranks, "weight_decay": config.weight_decay}

@@ -76,7 +76,7 @@ def _one_decay(decay: float, config: Config, resources: Resources) -> xr.Dataset
     import xarray as xr
 
     from linfb import Balanced, LinearNetwork, low_rank_teacher
-    from linfb.linear.simulate import initial_state, simulate
+    from linfb.linear.simulation import initial_state, simulate
     from linfb.rules import low_rank, mirrors, readers
     from linfb.theory import expected_learned_fraction, learned_modes
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Observe", "Plan", "Recorder", "plan"]
 
 _TAKEN = ("rank", "seed", "time", "channel_rank")
-Observe = str | Sequence[str] | Mapping[str, Callable[[Any], Any]]
+Observe = str | Sequence[str] | Mapping[str, Callable[[Any], Any] | Observable]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from linfb.engine import Dense, Model, Optimizers, sgd, squared_error
 from linfb.engine.state import State, step
 from linfb.linear import Euler
 from linfb.linear.flow import flow
-from linfb.linear.simulate import initial_state
+from linfb.linear.simulation import initial_state
 from linfb.rules import mirrors, readers
 
 RULES = {

@@ -1,15 +1,15 @@
 """The compiled online step against its plain twin, and through `simulate` against the general path."""
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
 
 import linfb
-import linfb.linear.simulate
+import linfb.linear.simulation
 from linfb import rules
-from linfb.kernels import cpu, reference
+from linfb.kernels import cpu_online as cpu
+from linfb.kernels import reference_online as reference
 from linfb.linear import SGD
 from linfb.rules import mirrors, readers
 
@@ -96,7 +96,7 @@ def test_compiled_path_of_simulate_equals_the_general_one(name, monkeypatch):
         )["network_map"].values  # fmt: skip
 
     fast = run()
-    monkeypatch.setattr(sys.modules["linfb.linear.simulate"], "compiled", lambda rule: False)
+    monkeypatch.setattr(linfb.linear.simulation, "compiled", lambda rule: False)
     assert np.abs(fast - run()).max() < 1e-12
     assert np.abs(fast - run(0.5e-2)).max() > 1e-5
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from linfb import rules
-from linfb.linear.simulate import initial_state
+from linfb.linear.simulation import initial_state
 from linfb.networks import Aligned, Balanced, Given, LinearNetwork, SmallRandom, Start
 from linfb.rules import mirrors, readers
 from linfb.tasks import Task, low_rank_teacher

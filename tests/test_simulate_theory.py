@@ -5,7 +5,7 @@ import pytest
 
 from linfb import rules, simulate
 from linfb.linear import Dop853
-from linfb.linear.simulate import initial_state
+from linfb.linear.simulation import initial_state
 from linfb.networks import Aligned, Balanced, Given, LinearNetwork, SmallRandom
 from linfb.observables import NAMED
 from linfb.rules import mirrors, readers

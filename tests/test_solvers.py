@@ -6,7 +6,7 @@ import pytest
 from linfb import rules, simulate
 from linfb.linear import SGD, Dop853, Euler, RungeKutta4, online
 from linfb.linear.flow import dynamic, flow, replace_dynamic
-from linfb.linear.simulate import initial_state
+from linfb.linear.simulation import initial_state
 from linfb.linear.solvers import named
 from linfb.networks import Given, LinearNetwork, SmallRandom
 from linfb.rules import mirrors, readers

@@ -1,1 +1,1 @@
-"""Compiled inner loops. `reference` holds plain NumPy twins of the same names and signatures: the oracles."""
+"""Compiled inner loops; modules `reference_...` hold plain NumPy twins of the same names and signatures, the oracles."""

@@ -39,7 +39,7 @@ def advance(
     inputs, labels : numpy.ndarray, shapes (step, run, batch, in) and (step, run, batch, out)
     step_size : float
     """
-    from linfb.kernels import cpu
+    from linfb.kernels import cpu_online
 
     weights = tuple(np.array(W) for W in state.weights)
     n_runs = len(weights[0])
@@ -53,7 +53,7 @@ def advance(
     rates = (float(rule.mirror.rate * rule.mirror.learns), float(rule.reader.rate * rule.reader.learns))
 
     def run(r: int) -> None:
-        cpu.online_sgd(
+        cpu_online.online_sgd(
             tuple(W[r] for W in weights), tuple(p[r] for p in P), tuple(q[r] for q in Q), gain[r],
             np.ascontiguousarray(inputs[:, r]), np.ascontiguousarray(labels[:, r]),
             step_size, weight_decay, way, *rates, on == "labels", rule.source == "network",

@@ -1,4 +1,4 @@
-"""Kernels compiled for the CPU by numba; every one has a twin of the same name and signature in `reference`."""
+"""Online learning compiled for the CPU by numba; every function has its twin in `reference_online`."""
 
 from __future__ import annotations
 
@@ -61,22 +61,7 @@ def _oja(P, rows, z, rest, rate):
 
 @njit(**_OPTIONS)
 def online_sgd(weights, P, Q, gains, inputs, labels, step_size, weight_decay, way, q_rate, p_rate, on_labels, direct):
-    """Advance one linear network by a gradient step per entry of `inputs`, in place.
-
-    Parameters
-    ----------
-    weights, P, Q : tuple of (out, in), (rank, out), (rank, in) arrays
-        One entry per layer; those of P and Q for the first layer are not used. P of zero rows is the identity.
-    gains : (layer,) array
-    inputs, labels : (step, batch, in), (step, batch, out) arrays
-    step_size, weight_decay : float
-    way : int
-        How errors are carried: 0 not at all, 1 through Q, 2 through the weights.
-    q_rate, p_rate : float
-        Rates of a Kolen-Pollack mirror and of an Oja reader; 0 where they rest.
-    on_labels, direct : bool
-        Whether the output's reader follows the labels; whether all channels read the network's error.
-    """
+    """Advance one linear network by a gradient step per entry of `inputs`, in place; see the twin for the arguments."""
     top, batch = len(weights), inputs.shape[1]
     widest = inputs.shape[2]
     for l in range(top):
