@@ -1,1 +1,1 @@
-"""Compiled inner loops; modules `reference_...` hold plain NumPy twins of the same names and signatures, the oracles."""
+"""Compiled inner loops; modules `reference_...` hold plain NumPy twins with the same names and signatures: oracles."""
