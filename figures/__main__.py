@@ -21,6 +21,8 @@ DATA = ("digits", "mnist", "cifar10")
 def configured(name: str, preset: str, data: str | None) -> Any:
     """Return the configuration of a figure, on other data where it uses any."""
     module = load(name)
+    if preset not in module.CONFIGS:
+        raise ValueError(f"preset {preset!r} does not exist for {name}; it has {', '.join(module.CONFIGS)}")
     config = module.CONFIGS[preset]
     return module.on_data(config, data) if data and hasattr(module, "on_data") else config
 
@@ -105,7 +107,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
 
 @click.command()
 @click.argument("names", nargs=-1, callback=_names)
-@click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick", show_default=True)
+@click.option("--preset", type=click.Choice(["quick", "cpu", "paper"]), default="quick", show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--data", type=click.Choice(DATA), help="Images of the figure mlp; digits unless given.")
 @click.option("--data-root", type=click.Path(exists=True, file_okay=False), help="Folder of image data [LINFB_DATA].")
