@@ -23,10 +23,13 @@ test-oracle: $(VENV)/.installed-test
 	$(BIN)/python -m pip install -q torch==2.13.0
 	$(BIN)/python -m pytest -m oracle
 
-derivations: $(VENV)/.installed-core
+derivations: docs/derivations/index.rst
+
+# Verifying and writing the pages is one run; it happens again when a derivation has changed.
+docs/derivations/index.rst: $(wildcard derivations/*.py) | $(VENV)/.installed-core
 	$(BIN)/python -m derivations --docs docs/derivations
 
-docs: $(VENV)/.installed-docs derivations
+docs: $(VENV)/.installed-docs docs/derivations/index.rst
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 
 lint: $(VENV)/.installed-dev
