@@ -2,7 +2,8 @@ r"""How wide the feedback channel must be, and how its reader is best chosen.
 
 The paper's linear experiment (its later version): n = 128 inputs, k = m = 64 hidden and output units, a Gaussian
 teacher of rank d = 32, full-batch gradient descent for 5000 steps at rate 0.0025 (12.5 in units of tau), weight
-decay 1e-5. The quick preset halves all widths and the teacher's rank. Against the rank r of the channel: (a) the
+decay 1e-5. The quick preset halves all widths and the teacher's rank; the presets cpu and
+paper have the sizes of the paper. Against the rank r of the channel: (a) the
 mean over modes of :math:`u_i^\top W_2W_1v_i/s_i` at the end; (b) the loss (no less than 1e-4 is drawn). (c) The
 strengths of single modes at r = d/2.
 
@@ -70,6 +71,9 @@ PARTS = "rules"
 FLOOR = 1e-4  # of the losses that are drawn
 CONFIGS = {
     "quick": Config(),
+    "cpu": Config(
+        ranks=(1, 4, 8, 16, 24, 32, 40, 64), n_in=128, n_hidden=64, n_out=64, teacher_rank=32, teacher_scale=1 / 8,
+    ),
     "paper": Config(
         ranks=(1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64), seeds=(0, 1, 2, 3, 4), n_in=128, n_hidden=64, n_out=64,
         teacher_rank=32, teacher_scale=1 / 8,
