@@ -346,3 +346,21 @@ def test_correlated_inputs_are_learned_too():
     agree(result.network_map[0, 0], task.teacher, 1e-4)
     with pytest.raises(AssertionError):
         agree(result.network_map[0, 0], task.Sigma_yx, 1e-4)
+
+
+def test_an_interrupt_keeps_what_was_recorded():
+    from linfb._errors import InterruptedRun
+
+    def impatient(snap):
+        impatient.calls += 1
+        if impatient.calls == 3:
+            raise KeyboardInterrupt
+        return snap.map
+
+    impatient.calls = 0
+    task = low_rank_teacher(5, 4, [2.0, 1.0])
+    with pytest.raises(InterruptedRun, match="after 2 recorded times") as caught:
+        simulate(
+            task, LinearNetwork((5, 4, 4)), rules.backpropagation(), [0.0, 1.0, 2.0, 3.0], observe={"seen": impatient}
+        )
+    assert list(caught.value.partial.time.values) == [0.0, 1.0]

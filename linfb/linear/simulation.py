@@ -156,6 +156,8 @@ def simulate(
     DivergenceError
         If a state stops being finite; the message names time, rule and step size, and ``.partial`` holds what was
         computed before.
+    InterruptedRun
+        On the user's interrupt (it is a KeyboardInterrupt); with ``.partial`` likewise.
 
     Notes
     -----
@@ -174,7 +176,7 @@ def simulate(
     """
     from tqdm import tqdm
 
-    from linfb._errors import DivergenceError
+    from linfb._errors import DivergenceError, InterruptedRun
 
     runs = plan(task, network, rule, times, seeds=seeds, ranks=ranks, weight_decay=weight_decay, observe=observe)
     solver, xp = named(method), device_namespace(device)
@@ -225,6 +227,9 @@ def simulate(
                 f"of {runs.times.size} times are in .partial; try a smaller step size",
                 partial,
             ) from error
+        except KeyboardInterrupt:
+            partial = result()
+            raise InterruptedRun(f"interrupted after {partial.sizes['time']} recorded times", partial) from None
     return result()
 
 
