@@ -18,6 +18,7 @@ _NAMES = {
     "Balanced": "networks",
     "DivergenceError": "_errors",
     "Given": "networks",
+    "InterruptedRun": "_errors",
     "LinearNetwork": "networks",
     "NoClosedFormError": "_errors",
     "Rule": "rules",
@@ -34,7 +35,7 @@ __all__ = ["__version__", *sorted(_MODULES), *sorted(_NAMES)]
 
 if TYPE_CHECKING:
     from linfb import backend, datasets, engine, linear, networks, observables, rules, tasks, theory
-    from linfb._errors import DivergenceError, NoClosedFormError
+    from linfb._errors import DivergenceError, InterruptedRun, NoClosedFormError
     from linfb.linear import simulate
     from linfb.networks import Aligned, Balanced, Given, LinearNetwork, SmallRandom
     from linfb.rules import Rule
