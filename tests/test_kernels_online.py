@@ -107,3 +107,18 @@ def test_rules_outside_the_kernel_take_the_general_path():
     outside = [rules.local(2), rules.normative(2), rules.weight_mirror()]
     assert not any(compiled(rule) for rule in outside)
     assert not compiled(rules.low_rank(2, reader=readers.Oja(covariance="normalised")))
+
+
+def test_a_reader_derived_from_a_compiled_one_keeps_its_own_update():
+    class Resting(readers.Oja):
+        def gradient(self, view):
+            return 0 * view.channel.P
+
+    task, network = linfb.low_rank_teacher(6, 4, [2.0, 1.0]), linfb.LinearNetwork((6, 5, 4), linfb.Balanced(0.3))
+    runs = [
+        linfb.simulate(task, network, rules.low_rank(2, reader=reader), [0.0, 0.5], method=SGD(0.01))
+        for reader in (Resting(), readers.Fixed(), readers.Oja())
+    ]
+    resting, fixed, oja = (run.mode_strength.values for run in runs)
+    assert np.allclose(resting, fixed, rtol=0, atol=1e-12)
+    assert np.abs(oja - fixed).max() > 1e-6

@@ -101,6 +101,7 @@ REFUSED = {
     "M-balanced": (TASK, linfb.LinearNetwork((9, 5, 6), linfb.SmallRandom(0.1)), rules.backpropagation(), {}),
     "along single modes": (TASK, NETWORK, rules.feedback_alignment(), {}),
     "network's map": (TASK, NETWORK, rules.backpropagation(), {"observe": "captured_energy"}),
+    "'task_overlap'": (TASK, NETWORK, rules.backpropagation(), {"observe": "task_overlap"}),
     r"weight decay.*\(depth\)": (TASK, DEEP, rules.zero_feedback(), {"weight_decay": 0.1}),
 }
 
@@ -117,3 +118,22 @@ def test_user_functions_of_the_map_are_predicted():
     call = {"task": TASK, "network": NETWORK, "rule": rules.backpropagation(), "times": [0.0, 20.0], "observe": observe}
     assert abs(linfb.theory.predict(**call).trace.values[0, -1] - np.sum(TASK.singular_values**2)) < 1e-6
     assert np.allclose(linfb.theory.predict(**call).trace, linfb.simulate(**call).trace, atol=1e-5)
+
+
+def test_user_functions_of_more_than_the_map_are_told_so():
+    observe = {"first layer": lambda snap: snap.weights[0]}
+    with pytest.raises(AttributeError, match=r"'weights' needs linfb\.simulate"):
+        linfb.theory.predict(TASK, NETWORK, rules.backpropagation(), [0.0, 1.0], observe=observe)
+
+
+def test_what_is_derived_from_a_mirror_is_not_taken_for_it():
+    class Half(mirrors.Exact):
+        def carry(self, view):
+            return 0.5 * super().carry(view)
+
+    call = {"task": TASK, "network": NETWORK, "times": [0.0, 1.0]}
+    rule = rules.Rule("half", "above", readers.Identity(), Half())
+    with pytest.raises(linfb.NoClosedFormError, match="not aligned all along"):
+        linfb.theory.predict(rule=rule, **call)
+    exact, half = linfb.simulate(rule=rules.backpropagation(), **call), linfb.simulate(rule=rule, **call)
+    assert abs(exact.loss[0, -1] - half.loss[0, -1]) > 1e-6  # it does learn otherwise

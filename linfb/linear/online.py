@@ -17,11 +17,10 @@ _WAYS = {mirrors.Zero: 0, mirrors.Fixed: 1, mirrors.KolenPollack: 1, mirrors.Exa
 
 def compiled(rule: Rule) -> bool:
     """Return whether the compiled kernel knows the rule; the others take the general path."""
-    if isinstance(rule.reader, readers.Oja):
-        known_reader = rule.reader.covariance == "second_moment"
-    else:
-        known_reader = isinstance(rule.reader, readers.Identity | readers.Fixed)
-    return known_reader and type(rule.mirror) in _WAYS
+    if isinstance(rule.reader, readers.Oja) and rule.reader.covariance != "second_moment":
+        return False
+    known = (readers.Identity, readers.Fixed, readers.Oja)  # not what is derived from them, which may learn otherwise
+    return type(rule.reader) in known and type(rule.mirror) in _WAYS
 
 
 def advance(

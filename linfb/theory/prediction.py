@@ -11,6 +11,7 @@ import numpy as np
 from linfb._errors import NoClosedFormError
 from linfb._plan import Observe, Plan, Recorder, plan
 from linfb.networks import Aligned, LinearNetwork
+from linfb.observables.linear import NAMED
 from linfb.rules import Rule, mirrors, resolve_rank
 from linfb.rules.channels import effective_readers
 from linfb.tasks import Task
@@ -41,6 +42,9 @@ class MapSnapshot:
     def xp(self) -> Any:
         """NumPy."""
         return np
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"theory predicts the network's map alone; what observes {name!r} needs linfb.simulate")
 
 
 def predict(
@@ -98,7 +102,7 @@ def predict(
     """
     runs = plan(task, network, rule, times, seeds=seeds, ranks=ranks, weight_decay=weight_decay, observe=observe)
     for name, observable in runs.observables.items():
-        if not observable.of_map and observable.dims:
+        if observable in NAMED.values() and not observable.of_map:
             raise NoClosedFormError(
                 f"observe: {name!r} depends on more than the network's map, which is all that is predicted"
             )
@@ -123,7 +127,7 @@ def _map(runs: Plan, rule: Rule, seed: int) -> np.ndarray:
     readers = effective_readers(rule, runs.network.widths[1:], seed=seed)
     weights = runs.network.draw(runs.task, readers, seed=seed)
     A, decay = runs.task.Sigma_yx, runs.weight_decay
-    if isinstance(rule.mirror, mirrors.Zero):
+    if type(rule.mirror) is mirrors.Zero:
         return _readout_only(A, weights, runs.times, decay)
     if len(weights) != 2:
         raise NoClosedFormError(f"the network has {len(weights)} layers of weights: closed forms know depth 2 (depth)")
@@ -131,7 +135,7 @@ def _map(runs: Plan, rule: Rule, seed: int) -> np.ndarray:
         raise NoClosedFormError(f"{rule.name} is direct: closed forms know feedback from the layer above (source)")
     if rule.reader.learns:
         raise NoClosedFormError(f"the reader {rule.reader.name!r} is adaptive: closed forms know a P that rests")
-    if isinstance(rule.mirror, mirrors.Fixed):
+    if type(rule.mirror) is mirrors.Fixed:
         return _fixed_feedback(runs, rule, weights)
     _require_aligned(rule)
     try:
@@ -144,9 +148,9 @@ def _map(runs: Plan, rule: Rule, seed: int) -> np.ndarray:
 
 def _require_aligned(rule: Rule) -> None:
     mirror = rule.mirror
-    if isinstance(mirror, mirrors.Exact):
+    if type(mirror) is mirrors.Exact:
         return
-    if not isinstance(mirror, mirrors.KolenPollack) or mirror.rate != 1.0:
+    if type(mirror) is not mirrors.KolenPollack or mirror.rate != 1.0:
         raise NoClosedFormError(
             f"the mirror {mirror!r} is not aligned all along: closed forms know mirrors.Exact() and "
             "mirrors.KolenPollack(start='aligned') at rate 1"
@@ -168,8 +172,8 @@ def _fixed_feedback(runs: Plan, rule: Rule, weights: Sequence[np.ndarray]) -> np
     """Return the map under feedback that stays at the aligned starting weights: one scalar problem per mode."""
     start, mirror, task = runs.network.start, rule.mirror, runs.task
     if not (
-        isinstance(start, Aligned)
-        and isinstance(mirror, mirrors.Fixed)
+        type(start) is Aligned
+        and type(mirror) is mirrors.Fixed
         and isinstance(mirror.start, str)
         and mirror.start == "weights"
         and not rule.reader.compresses
