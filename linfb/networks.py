@@ -5,7 +5,7 @@ A start is a callable that draws weights for given widths; the balanced ones nee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Protocol, runtime_checkable
@@ -139,17 +139,15 @@ class Given:
     weights: Sequence[Any]
 
     def __post_init__(self) -> None:
-        arrays = tuple(real_array(f"weights[{i}]", weight, ("out", "in")) for i, weight in enumerate(self.weights))
-        object.__setattr__(self, "weights", arrays)
+        if not isinstance(self.weights, Iterable):
+            raise TypeError(f"weights must be a sequence of matrices, got {self.weights!r}")
+        arrays = (real_array(f"weights[{i}]", weight, ("out", "in")) for i, weight in enumerate(self.weights))
+        object.__setattr__(self, "weights", tuple(np.array(array) for array in arrays))
 
     def __call__(
         self, widths: tuple[int, ...], task: Task, readers: Sequence[np.ndarray | None], rng: np.random.Generator
     ) -> tuple[np.ndarray, ...]:
         """Return the weights, see :class:`Start`."""
-        shapes = tuple(zip(widths[1:], widths[:-1], strict=True))
-        found = tuple(weight.shape for weight in self.weights)
-        if found != shapes:
-            raise ValueError(f"weights have shapes {found}, expected {shapes} for widths {widths}")
         return tuple(np.array(weight) for weight in self.weights)
 
 
@@ -195,7 +193,12 @@ class LinearNetwork:
 
     def draw(self, task: Task, readers: Sequence[np.ndarray | None], *, seed: int) -> tuple[np.ndarray, ...]:
         """Return the starting weights of one run from its stream "weights"; `readers` as in :class:`Start`."""
-        return tuple(self.start(self.widths, task, readers, stream(seed, "weights")))
+        weights = tuple(self.start(self.widths, task, readers, stream(seed, "weights")))
+        shapes = tuple(zip(self.widths[1:], self.widths[:-1], strict=True))
+        found = tuple(np.shape(weight) for weight in weights)
+        if found != shapes:
+            raise ValueError(f"start: weights have shapes {found}, expected {shapes} for widths {self.widths}")
+        return weights
 
     def fits(self, task: Task) -> None:
         """Raise a ValueError if the network's ends do not have the task's widths."""

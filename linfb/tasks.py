@@ -51,7 +51,7 @@ class Task:
     label_noise: float | np.ndarray = 0.0
 
     def __post_init__(self) -> None:
-        teacher = real_array("teacher", self.teacher, ("out", "in"))
+        teacher = np.array(real_array("teacher", self.teacher, ("out", "in")))  # the caller's may change later
         if 0 in teacher.shape:
             raise ValueError(f"teacher has shape {teacher.shape}, expected (out, in) with at least one of each")
         object.__setattr__(self, "teacher", teacher)

@@ -122,6 +122,12 @@ def test_zero_scale_gives_zero_weights():
         (lambda: SmallRandom(True), TypeError, "scale"),
         (lambda: Balanced(np.nan), ValueError, "scale"),
         (lambda: Aligned(-0.1), ValueError, "strength"),
+        (lambda: Given(1), TypeError, "weights must be a sequence of matrices"),
+        (
+            lambda: start_of(LinearNetwork((6, 5, 4), lambda *_: (np.ones((5, 6)),))),
+            ValueError,
+            r"start: weights have shapes \(\(5, 6\),\), expected",
+        ),
         (lambda: Given([np.ones(3)]), ValueError, r"weights\[0\] has shape \(3,\)"),
         (lambda: Given([np.full((2, 2), np.nan)]), ValueError, r"weights\[0\]"),
         (lambda: Given([[["a"]]]), TypeError, r"weights\[0\]"),
@@ -137,3 +143,10 @@ def test_zero_scale_gives_zero_weights():
 def test_bad_networks_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_given_weights_do_not_follow_later_changes_of_the_caller_s_arrays():
+    mine = [np.ones((5, 6)), np.ones((4, 5))]
+    given = Given(mine)
+    mine[0][0] = 7.0
+    assert np.array_equal(given.weights[0], np.ones((5, 6)))

@@ -290,6 +290,7 @@ FINE = {"name": "mine", "source": "above", "reader": readers.Fixed(), "mirror": 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
+        ({"name": 3}, TypeError, "name must be text"),
         ({"source": "below"}, ValueError, "source must be one of"),
         ({"source": None}, ValueError, "source"),
         ({"gain": "half"}, ValueError, "gain must be one of"),
@@ -361,3 +362,20 @@ def test_given_kernels_must_have_the_shape_of_the_channel(mirror):
         drawn(fits)
     made, _ = drawn(rules.low_rank(2, mirror=mirror(start=kernel)), (5, 7, 4))
     assert np.array_equal(made.channels[1].Q, kernel)
+
+
+@pytest.mark.parametrize(("part", "message"), [("reader", "P of layer 1"), ("mirror", "Q of layer 1")])
+def test_own_parts_that_draw_the_wrong_shape_are_named(part, message):
+    class Sideways(readers.Fixed):
+        def initial(self, rank, n_out, rng):
+            return super().initial(rank, n_out, rng).T
+
+    class Narrow(mirrors.Fixed):
+        def initial(self, layer, P, weights, shape, rng):
+            return super().initial(layer, P, weights, (shape[0], shape[1] - 1), rng)
+
+    own = {"reader": Sideways()} if part == "reader" else {"mirror": Narrow()}
+    rule = rules.low_rank(2, **{"reader": readers.Fixed(), **own})
+    layers, weights = [Dense(5, 6), Dense(6, 4)], [np.ones((6, 5)), np.ones((4, 6))]
+    with pytest.raises(ValueError, match=rf"{part} 'fixed': {message} has shape .*, expected"):
+        initial_channels(rule, layers, weights, seed=0, n_error=4)

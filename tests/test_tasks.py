@@ -233,3 +233,11 @@ def test_asymmetric_covariances_are_refused(seed, asymmetry):
 def test_bad_teachers_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
+
+
+def test_tasks_do_not_follow_later_changes_of_the_caller_s_array():
+    mine = np.eye(3)
+    task = Task(mine)
+    mine[0] = 7.0
+    assert np.array_equal(task.teacher, np.eye(3))
+    agree(task.left * task.singular_values @ task.right.T, task.Sigma_yx)

@@ -175,6 +175,8 @@ class Rule:
     transports_weights: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be text, got {self.name!r}")
         choice("source", self.source, ("above", "network"))
         choice("gain", self.gain, ("none", "full_rank"))
         for argument, value, kind in (("reader", self.reader, Reader), ("mirror", self.mirror, Mirror)):

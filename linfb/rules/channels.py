@@ -7,6 +7,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from linfb.backend import stream
 from linfb.rules.base import Channel, Rule, resolve_rank
 
@@ -81,6 +83,10 @@ def initial_channels(
         visible = None if rule.source == "network" else weights[l]
         shape = (ranks[l], *weights[l].shape[1:])
         channel = rule.mirror.initial(layers[l], P, visible, shape, stream(seed, "Q", l))
+        if channel.Q is not None and np.shape(channel.Q) != shape:
+            raise ValueError(
+                f"mirror {rule.mirror.name!r}: Q of layer {l} has shape {np.shape(channel.Q)}, expected {shape}"
+            )
         channels.append(channel._replace(gain=gain))
     return InitialChannels(tuple(channels), ranks, capped)
 
@@ -124,5 +130,10 @@ def _readers(
         if was_capped:
             capped.append(l)
         gain = math.sqrt(width / ranks[l]) if rule.gain == "full_rank" else 1.0
-        drawn[l] = (rule.reader.initial(ranks[l], width, stream(seed, "P", l)), gain)
+        P = rule.reader.initial(ranks[l], width, stream(seed, "P", l))
+        if P is not None and np.shape(P) != (ranks[l], width):
+            raise ValueError(
+                f"reader {rule.reader.name!r}: P of layer {l} has shape {np.shape(P)}, expected {(ranks[l], width)}"
+            )
+        drawn[l] = (P, gain)
     return drawn, ranks, tuple(capped)
