@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import numbers
+import os
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,13 @@ def times_array(name: str, value: Any) -> np.ndarray:
     if np.any(np.diff(times) <= 0):
         raise ValueError(f"{name} must increase strictly")
     return times
+
+
+def path(name: str, value: Any) -> Path:
+    """Return `value` as a path, or raise a TypeError that names the argument."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name} must be a path, got {value!r}")
+    return Path(value)
 
 
 def choice(name: str, value: Any, allowed: Collection[str]) -> str:

@@ -72,8 +72,10 @@ class _Part(click.ParamType):
         if chosen not in self.names:
             self.fail(f"{chosen!r} is not one of {', '.join(self.names)}", param, ctx)
         try:
-            pairs = dict(entry.split("=") for entry in settings.split(",")) if settings else {}
-            return parts[chosen](**{key: _setting(text) for key, text in pairs.items()})
+            pairs = [entry.partition("=") for entry in settings.split(",")] if settings else []
+            if incomplete := [entry for entry, sign, _ in pairs if not sign]:
+                self.fail(f"{value!r}: {incomplete[0]!r} is no setting such as rate=5", param, ctx)
+            return parts[chosen](**{key: _setting(text) for key, _, text in pairs})
         except (TypeError, ValueError) as error:
             self.fail(f"{value!r}: {error}", param, ctx)
 

@@ -1,6 +1,7 @@
 """Argument checks: what passes comes back unchanged, what does not is named."""
 
 import fractions
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -111,6 +112,12 @@ def test_bad_times_are_refused(times, data):
 @pytest.mark.parametrize("value", [[], 1.0, "now", None, [[0.0, 1.0]], ["0", "1"], [1j]])
 def test_what_is_no_sequence_of_times_is_refused(value):
     refused(_checks.times_array, value)
+
+
+def test_paths():
+    assert _checks.path("x", "a/b") == _checks.path("x", Path("a/b")) == Path("a/b")
+    for value in (3, None, b"a", ["a"]):
+        refused(_checks.path, value)
 
 
 def test_choices():

@@ -83,7 +83,7 @@ def test_options_reach_the_run(tmp_path, options, expected):
         (["--rank", "0"], "rank"),
         (["--rank", "3", "--reader", "ear"], "'--reader'"),
         (["--rank", "3", "--reader", "oja:colour=red"], "'--reader'"),
-        (["--rank", "3", "--reader", "oja:rate"], "'--reader'"),
+        (["--rank", "3", "--reader", "oja:rate"], "'rate' is no setting such as rate=5"),
         (["--rank", "3", "--mirror", "glass"], "'--mirror'"),
         (["--rule", "bp", "--hidden", "a,b"], "'--hidden'"),
         (["--rule", "bp", "--hidden", "0"], "widths"),

@@ -62,6 +62,11 @@ def test_unknown_name_lists_the_known_ones():
     assert DATASET_NAMES == ("digits", "mnist", "cifar10", "cifar100")
 
 
+def test_a_root_that_is_no_path_is_named():
+    with pytest.raises(TypeError, match="root must be a path, got 3"):
+        load_dataset("mnist", root=3)
+
+
 # Index splits ---------------------------------------------------------------------------------------------------------
 @given(
     labels=hnp.arrays(np.int64, st.integers(5, 200), elements=st.integers(0, 4)),
@@ -145,6 +150,7 @@ def test_plain_split_draws_every_row_equally_often():
         ({"layout": "nchw"}, ValueError, "layout must be one of"),
         ({"dtype": "int8"}, ValueError, "dtype must be one of"),
         ({"dtype": "float16"}, ValueError, "dtype must be one of"),
+        ({"dtype": "many"}, ValueError, "dtype must be one of .* got 'many'"),
     ],
 )
 def test_wrong_arguments_of_splits_are_named(arguments, error, message):

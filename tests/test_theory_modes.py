@@ -114,3 +114,10 @@ def test_bad_types_are_named():
         mode_strength("soon", 1.0, 0.1)
     with pytest.raises(TypeError, match=r"^weight_decay must"):
         mode_strength(1.0, 1.0, 0.1, weight_decay=[0.1])
+
+
+def test_shapes_that_do_not_broadcast_are_named():
+    with pytest.raises(ValueError, match=r"do not broadcast: t \(2,\), s \(3,\), c0 \(\), kappa \(\)"):
+        mode_strength([1.0, 2.0], [1.0, 2.0, 3.0], 0.1)
+    with pytest.raises(ValueError, match=r"do not broadcast: s \(2,\), c0 \(3,\)"):
+        time_to_half([1.0, 2.0], [0.1, 0.2, 0.3])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from linfb._checks import choice
+from linfb._checks import choice, path
 from linfb.datasets.dataset import Dataset
 from linfb.datasets.files import checksum, fetch, locate, read_source
 from linfb.datasets.sources import SOURCES, Source
@@ -80,7 +80,7 @@ def _digits() -> Dataset:
 def _roots(root: str | os.PathLike | None) -> tuple[Path, ...]:
     """Return where to look, in order; the last is where downloads go."""
     if root is not None:
-        return (Path(root).expanduser(),)
+        return (path("root", root).expanduser(),)
     import pooch
 
     named = os.environ.get("LINFB_DATA")

@@ -190,7 +190,8 @@ def standardised(
     numpy.ndarray of `dtype`, shape (used, feature) or (used, height, width, channel)
     """
     choice("layout", layout, ("flat", "image"))
-    dtype = np.dtype(choice("dtype", np.dtype(dtype).name, ("float32", "float64")))
+    given = dtype if isinstance(dtype, str) else np.dtype(dtype).name
+    dtype = np.dtype(choice("dtype", given, ("float32", "float64")))
     gain = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0).astype(dtype)
     result = np.empty((len(indices), *images.shape[1:]), dtype)
     for start in range(0, len(indices), _ROWS):

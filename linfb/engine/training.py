@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from linfb._checks import choice, integer, real
+from linfb._checks import choice, integer, path, real
 from linfb._errors import DivergenceError, InterruptedRun
 from linfb.engine import checkpoint as checkpoints
 from linfb.engine.losses import LOSSES
@@ -41,7 +41,7 @@ def train(
     seed: int = 0,
     loss: str = "cross_entropy",
     error_clip: float | None = None,
-    observe: Sequence[str] = (),
+    observe: str | Sequence[str] = (),
     device: str | ModuleType = "cpu",
     dtype: str = "float32",
     progress: bool = True,
@@ -77,7 +77,7 @@ def train(
         On one-hot labels.
     error_clip : float, optional
         Clip every entry of every carried error; off by default.
-    observe : sequence of {"alignment", "captured_energy", "mirror_stability"}
+    observe : one or a sequence of {"alignment", "captured_energy", "mirror_stability"}
         What to measure after every epoch, on the first 512 rows of the validation part, see
         :mod:`linfb.engine.observables`.
     device : {"cpu", "gpu"} or array-API module
@@ -118,8 +118,9 @@ def train(
     (2, array([0, 5]), True)
     """
     choice("loss", loss, LOSSES)
-    for observable in observe:
-        choice("observe", observable, OBSERVABLES)
+    observe = _observables(observe)
+    if checkpoint is not None:
+        path("checkpoint", checkpoint)
     if error_clip is not None:
         real("error_clip", error_clip, above=0.0)
     integer("epochs", epochs, at_least=1)
@@ -132,11 +133,17 @@ def train(
     run = Run(
         splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers,
         parts=optimisers.parts(rule), schedule=schedule, seed=seed, loss=loss, error_clip=error_clip,
-        observe=tuple(observe), device=device, dtype=dtype,
+        observe=observe, device=device, dtype=dtype,
         name=getattr(data, "name", "splits") if name is None else name,
     )  # fmt: skip
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # non-finite values are looked for below
         return _train(run, epochs, progress, checkpoint)
+
+
+def _observables(observe: Any) -> tuple[str, ...]:
+    if not isinstance(observe, Iterable):
+        raise TypeError(f"observe must be names of observables, got {observe!r}")
+    return tuple(choice("observe", name, OBSERVABLES) for name in ([observe] if isinstance(observe, str) else observe))
 
 
 def _checked(data: Any, model: Any, rule: Any, batch_size: Any, dtype: str) -> Any:
