@@ -199,7 +199,7 @@ def _invariants(snap: Snapshot) -> list[Any]:
 def invariant_drift(snap: Snapshot) -> Any:
     """Return the distance of each layer pair's invariant from its value at time 0 (Frobenius norm).
 
-    Zero at zero weight decay for backpropagation, Kolen-Pollack and fixed feedback while P rests.
+    Zero at zero weight decay for backpropagation, Kolen-Pollack (at rate 1) and fixed feedback while P rests.
     """
     xp, first = snap.xp, snap.start or snap
     pairs = zip(_invariants(snap), _invariants(first), strict=True)
