@@ -109,6 +109,13 @@ def times_array(name: str, value: Any) -> np.ndarray:
     return times
 
 
+def generator(name: str, value: Any) -> np.random.Generator:
+    """Return `value` if it is a NumPy random generator, or raise a TypeError that names the argument."""
+    if not isinstance(value, np.random.Generator):
+        raise TypeError(f"{name} must be a numpy.random.Generator, got {value!r}")
+    return value
+
+
 def path(name: str, value: Any) -> Path:
     """Return `value` as a path, or raise a TypeError that names the argument."""
     if not isinstance(value, str | os.PathLike):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from linfb._checks import covariance, integer, real, real_array
+from linfb._checks import covariance, generator, integer, real, real_array
 from linfb.backend import stream
 
 __all__ = ["Task", "gaussian_teacher", "low_rank_teacher"]
@@ -139,7 +139,10 @@ class Task:
         -------
         numpy.ndarray, shape (...)
         """
-        difference = self.teacher - np.asarray(map_)
+        map_ = np.asarray(map_)
+        if map_.shape[-2:] != self.teacher.shape:
+            raise ValueError(f"map_ has shape {map_.shape}, expected (..., {self.n_out}, {self.n_in})")
+        difference = self.teacher - map_
         weighted = difference if self.input_covariance is None else difference @ self.input_covariance
         return 0.5 * (np.sum(weighted * difference, axis=(-2, -1)) + np.trace(self.noise_covariance))
 
@@ -158,7 +161,7 @@ class Task:
         inputs : numpy.ndarray, shape (n, in)
         labels : numpy.ndarray, shape (n, out)
         """
-        n = integer("n", n, at_least=1)
+        n, rng = integer("n", n, at_least=1), generator("rng", rng)
         inputs = rng.standard_normal((n, self.n_in))
         if self.input_covariance is not None:
             inputs = inputs @ self._input_root.T

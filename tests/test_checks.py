@@ -120,6 +120,13 @@ def test_paths():
         refused(_checks.path, value)
 
 
+def test_generators():
+    rng = np.random.default_rng(0)
+    assert _checks.generator("x", rng) is rng
+    for value in (0, None, np.random, np.random.default_rng, "rng"):
+        refused(_checks.generator, value)
+
+
 def test_choices():
     assert _checks.choice("x", "a", ("a", "b")) == "a"
     assert _checks.choice("x", "a", {"a": 1}) == "a"

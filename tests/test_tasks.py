@@ -241,3 +241,9 @@ def test_tasks_do_not_follow_later_changes_of_the_caller_s_array():
     mine[0] = 7.0
     assert np.array_equal(task.teacher, np.eye(3))
     agree(task.left * task.singular_values @ task.right.T, task.Sigma_yx)
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3,), (), (4, 3, 2)])
+def test_loss_names_maps_of_another_shape(shape):
+    with pytest.raises(ValueError, match=r"^map_ has shape .*, expected \(\.\.\., 2, 3\)"):
+        Task(np.ones((2, 3))).loss(np.ones(shape))

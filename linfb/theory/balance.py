@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from linfb._checks import integer, real, real_array
+from linfb._checks import generator, integer, real, real_array
 from linfb.observables.measures import invariant
 from linfb.theory.modes import non_negative
 
@@ -70,9 +70,7 @@ def m_balanced_weights(
     n_out, n_in = integer("A_shape[0]", n_out, at_least=1), integer("A_shape[1]", n_in, at_least=1)
     n_hidden, scale = integer("n_hidden", n_hidden, at_least=1), real("scale", scale, above=0.0)
     P = np.eye(n_out) if P is None else real_array("P", P, ("rank", n_out))
-    if not isinstance(rng, np.random.Generator):
-        raise TypeError(f"rng must be a numpy.random.Generator, got {type(rng).__name__}")
-    W2 = scale * rng.standard_normal((n_out, n_hidden))
+    W2 = scale * generator("rng", rng).standard_normal((n_out, n_hidden))
     _, strength, hidden = np.linalg.svd(P @ W2, full_matrices=False)
     kept, excess = hidden[:n_in], hidden[n_in:]
     if len(excess):
