@@ -1,5 +1,7 @@
 """Observables against plain loops over their definitions, their NaN conventions, and users' own."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -276,3 +278,18 @@ def test_mode_strengths_of_correlated_inputs_end_at_the_singular_values():
     assert np.abs(run.mode_strength.values[0, -1] - task.singular_values).max() < 1e-6
     bare = np.einsum("om,oi,im->m", task.left, run["network_map"].values[0, -1], task.right)
     assert np.abs(bare - task.singular_values).max() > 0.1  # without the covariance they would not
+
+
+@pytest.mark.parametrize("rule", [rules.low_rank(1), rules.local(1), rules.normative(1)], ids=lambda rule: rule.name)
+def test_ranks_in_one_call_measure_what_they_measure_alone(rule):
+    """Channels of an ensemble are padded to the largest rank, which no observable may see."""
+    task, network = low_rank_teacher(6, 5, [2.0, 1.0, 0.5]), LinearNetwork((6, 4, 7, 5), SmallRandom(0.7))
+    call = {"times": [0.0, 1.0], "seeds": [4], "method": "rk4", "observe": tuple(NAMED)}
+    together = simulate(task, network, rule, ranks=[1, 4], **call)
+    for rank, other in ((1, 4), (4, 1)):
+        alone = simulate(task, network, replace(rule, rank=rank), **call)
+        for name in NAMED:
+            np.testing.assert_allclose(together[name].sel(rank=rank), alone[name], rtol=1e-9, atol=1e-9, err_msg=name)
+        for name in ("task_overlap", "captured_energy"):
+            with pytest.raises(AssertionError):
+                np.testing.assert_allclose(together[name].sel(rank=other), alone[name], rtol=1e-3)

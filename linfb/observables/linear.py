@@ -160,12 +160,13 @@ def captured_energy(snap: Snapshot) -> Any:
 
 
 def task_overlap(snap: Snapshot) -> Any:
-    """Return the mean squared cosine between the output channel's rows and the leading modes' output directions."""
+    """Return the mean squared cosine between the output channel's rows and as many leading modes' output directions."""
     xp, P = snap.xp, snap.channels[-1].P
     if P is None:
         return xp.ones(snap.weights[0].shape[0])
-    leading = snap.task.left[:, : min(P.shape[-2], snap.task.rank)]
-    return measures.subspace_overlap(P, xp.asarray(leading))
+    rank = xp.sum(xp.astype(xp.any(P != 0, axis=-1), P.dtype), axis=-1, keepdims=True)  # padding does not count
+    leading = xp.astype(xp.arange(snap.task.rank, dtype=P.dtype) < rank, P.dtype)
+    return measures.subspace_overlap(P, xp.asarray(snap.task.left) * leading[..., None, :])
 
 
 def effective_rank(snap: Snapshot) -> Any:
