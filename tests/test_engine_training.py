@@ -256,6 +256,8 @@ def test_a_capped_rank_is_reported(caplog):
         ({"device": "tpu"}, "device"),
         ({"optimizer": "adam"}, "optimizer"),
         ({"schedule": 0.5}, "schedule"),
+        ({"schedule": lambda epoch: -0.5}, "what schedule returns must be finite and >= 0"),
+        ({"schedule": lambda epoch: "slow"}, "what schedule returns must be a real number"),
         ({"seed": -1}, "seed"),
         ({"model": mlp(5, (8,), 3)}, "model expects"),
         ({"model": mlp(4, (8,), 2)}, "model has only 2 outputs"),

@@ -10,6 +10,7 @@ import numpy as np
 from linfb.backend import to_numpy
 from linfb.engine.backward import Backward, backward
 from linfb.engine.models import Model, forward
+from linfb.observables import measures
 from linfb.rules import Channel, Rule, backpropagation
 
 __all__ = ["OBSERVABLES", "Snapshot", "alignment", "captured_energy", "mirror_stability", "snapshot"]
@@ -74,12 +75,7 @@ def alignment(view: Snapshot) -> np.ndarray:
     Over all rows and features at once; NaN where no error arrives.
     """
     pairs = zip(view.carried.deltas, view.exact.deltas, strict=True)
-    return np.array([_cosine(to_numpy(a).astype(np.float64), to_numpy(b).astype(np.float64)) for a, b in pairs])
-
-
-def _cosine(a: np.ndarray, b: np.ndarray) -> float:
-    norm = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(np.sum(a * b) / norm) if norm > 0 else np.nan
+    return np.array([float(measures.cosine(_host(a), _host(b))) for a, b in pairs])
 
 
 def captured_energy(view: Snapshot) -> np.ndarray:
@@ -91,15 +87,9 @@ def captured_energy(view: Snapshot) -> np.ndarray:
     """
     shares = [np.nan]
     for channel, read in zip(view.channels[1:], view.carried.reads[1:], strict=True):
-        shares.append(1.0 if channel is None or channel.P is None else _share(channel.P, _host(read)))
+        P = None if channel is None else channel.P
+        shares.append(1.0 if P is None else float(measures.captured_energy(P, _host(read))))
     return np.array(shares)
-
-
-def _share(P: np.ndarray, delta: Any) -> float:
-    _, values, right = np.linalg.svd(P, full_matrices=False)
-    basis = right[values > values.max(initial=0.0) * 1e-10]
-    total = np.sum(delta**2)
-    return float(np.sum((delta @ basis.T) ** 2) / total) if total > 0 else np.nan
 
 
 def mirror_stability(view: Snapshot) -> np.ndarray:

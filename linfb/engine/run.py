@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from linfb._checks import real
 from linfb.backend import device_namespace, namespace, stream
 from linfb.engine.losses import LOSSES
 from linfb.engine.models import Model, evaluate
@@ -100,7 +101,7 @@ def advance(run: Run, now: Progress, parts: Mapping[str, Any], steps: int, bar: 
     """Advance by one epoch; `now` keeps what it was until the epoch is complete, but for arrays in its state."""
     xp, (x, targets, labels) = device_namespace(run.device), parts["train"]
     epoch, loss, state = now.epoch, LOSSES[run.loss], now.state
-    factor, total, right = run.schedule(epoch), 0.0, 0
+    factor, total, right = real("what schedule returns", run.schedule(epoch), at_least=0.0), 0.0, 0
     for i, rows in enumerate(_batches(run, epoch, x.shape[0], steps)):
         batch, wanted = xp.take(x, rows, axis=0), xp.take(targets, rows, axis=0)
         state, value, outputs = step(
