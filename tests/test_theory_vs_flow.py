@@ -80,8 +80,10 @@ def test_map_is_the_flow_at_random_sizes(seed):
     sizes = (n_out, n_in, n_hidden, rng.integers(1, n_out + 3), rng.integers(1, min(n_out, n_in) + 1))
     A, W1, W2, P, decay = case(seed, (*sizes, rng.choice([0.0, 0.02, 0.5]), rng.choice([1e-3, 0.1, 1.0])))
     times = well_posed(TIMES, sizes)
-    closed = exact_map(A, W1, W2, times, P=P, weight_decay=decay)
-    assert_close(closed, flow_map(A, W1, W2, P, decay, times), 1e-9)
+    closed, flow = exact_map(A, W1, W2, times, P=P, weight_decay=decay), flow_map(A, W1, W2, P, decay, times)
+    assert_close(closed, flow, 1e-9)
+    with pytest.raises(AssertionError):
+        assert_close(exact_map(1.001 * A, W1, W2, times, P=P, weight_decay=decay), flow, 1e-9)
 
 
 def test_reflections_stay_at_a_saddle():
@@ -164,8 +166,10 @@ def test_late_times(decay):
     hidden_output = np.linalg.svd(A)[0][:, 3]
     P = np.stack([np.ones(4) / 2, hidden_output])
     _, W1, W2, P, _ = case(4, (4, 5, 3, 2, 3, decay, 0.03), P=P)
-    closed = exact_map(A, W1, W2, LATE, P=P, weight_decay=decay)
-    assert_close(closed, flow_map(A, W1, W2, P, decay, LATE), 1e-9)
+    closed, flow = exact_map(A, W1, W2, LATE, P=P, weight_decay=decay), flow_map(A, W1, W2, P, decay, LATE)
+    assert_close(closed, flow, 1e-9)
+    with pytest.raises(AssertionError):
+        assert_close(exact_map(A, W1, W2, LATE, P=P, weight_decay=decay + 1e-6), flow, 1e-9)
     assert np.abs(closed[-1] - closed[-2]).max() > 1e-2
 
 
