@@ -129,6 +129,8 @@ def main(
     if listing:
         list_figures()
         return
+    if data and not any(hasattr(load(name), "on_data") for name in names):
+        raise click.BadParameter(f"none of {', '.join(names)} uses images", param_hint="--data")
     resources = Resources(device, data_root)
     failed = make(names, preset, resources, out, data=data, jobs=jobs, force=force, gallery=gallery)
     if failed:

@@ -159,6 +159,6 @@ class Recorder:
         variables["channel_rank"] = ((*outer, "channel"), np.reshape(channel_ranks, (*shape, -1)))
         described = attributes(
             task=f"Task(n_in={p.task.n_in}, n_out={p.task.n_out}, rank={p.task.rank}, whitened={p.task.whitened})",
-            network=p.network, rule=p.rules[0], weight_decay=p.weight_decay, **config,
+            network=p.network, rule=p.rules[0], ranks=p.ranks, weight_decay=p.weight_decay, **config,
         )  # fmt: skip
         return xr.Dataset(variables, coords=outer | {"time": p.times[: self.done]}, attrs=described)

@@ -364,6 +364,7 @@ def test_no_checkout_is_told_and_not_an_error(monkeypatch):
     ("arguments", "words"),
     [
         (["nonsense"], "'nonsense' is not a figure; there are modes, rank"),
+        (["modes", "--data", "mnist"], "none of modes uses images"),
         (["modes", "--preset", "huge"], "'huge' is not one of 'quick', 'cpu', 'paper'"),
         (["modes", "--device", "abacus"], "'abacus' is not one of 'cpu', 'gpu'"),
         (["mlp", "--data", "letters"], "'letters' is not one of"),

@@ -379,3 +379,16 @@ def test_own_parts_that_draw_the_wrong_shape_are_named(part, message):
     layers, weights = [Dense(5, 6), Dense(6, 4)], [np.ones((6, 5)), np.ones((4, 6))]
     with pytest.raises(ValueError, match=rf"{part} 'fixed': {message} has shape .*, expected"):
         initial_channels(rule, layers, weights, seed=0, n_error=4)
+
+
+def test_given_starts_are_kept_as_they_were():
+    P, Q = np.eye(2, 4), np.ones((2, 3))
+    parts = [
+        readers.Fixed(P),
+        readers.Oja(start=P),
+        readers.Local(start=P),
+        mirrors.Fixed(Q),
+        mirrors.KolenPollack(start=Q),
+    ]
+    P[:], Q[:] = 7.0, 7.0
+    assert all(np.all(part.start != 7.0) for part in parts)

@@ -59,13 +59,14 @@ def draw(start: Any, scale: float | None, shape: tuple[int, ...], rng: np.random
     return sd * rng.standard_normal(shape)
 
 
-def _check(start: Any, allowed: tuple[str, ...], scale: float | None) -> None:
-    if isinstance(start, str):
-        choice("start", start, allowed)
+def _keep_start(mirror: Any, allowed: tuple[str, ...]) -> None:
+    """Check a mirror's start and scale, and keep a copy of a start that is given as an array."""
+    if isinstance(mirror.start, str):
+        choice("start", mirror.start, allowed)
     else:
-        real_array("start", start)
-    if scale is not None:
-        real("scale", scale, above=0.0)
+        object.__setattr__(mirror, "start", real_array("start", mirror.start).copy())
+    if mirror.scale is not None:
+        real("scale", mirror.scale, above=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ class Fixed(Mirror):
     name: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
-        _check(self.start, ("random", "weights"), self.scale)
+        _keep_start(self, ("random", "weights"))
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start."""
@@ -141,7 +142,7 @@ class KolenPollack(Mirror):
 
     def __post_init__(self) -> None:
         real("rate", self.rate, at_least=0.0)
-        _check(self.start, ("random", "aligned"), self.scale)
+        _keep_start(self, ("random", "aligned"))
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start."""
@@ -180,7 +181,7 @@ class WeightMirror(Mirror):
 
     def __post_init__(self) -> None:
         real("rate", self.rate, at_least=0.0)
-        _check(self.start, ("random", "aligned"), self.scale)
+        _keep_start(self, ("random", "aligned"))
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start, as :class:`KolenPollack` does."""

@@ -32,11 +32,12 @@ def draw(start: Any, rank: int, n_out: int, rng: np.random.Generator) -> np.ndar
     return np.ascontiguousarray((q * np.sign(np.diagonal(r))).T)
 
 
-def _check_start(start: Any) -> None:
-    if isinstance(start, str):
-        choice("start", start, ("orthonormal", "gaussian"))
+def _keep_start(reader: Any) -> None:
+    """Check a reader's start, and keep a copy of one that is given as an array."""
+    if isinstance(reader.start, str):
+        choice("start", reader.start, ("orthonormal", "gaussian"))
     else:
-        real_array("start", start, ("rank", "out"))
+        object.__setattr__(reader, "start", real_array("start", reader.start, ("rank", "out")).copy())
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Fixed(Reader):
     name: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
-        _check_start(self.start)
+        _keep_start(self)
 
     def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
         """Return P at the start, shape (rank, out)."""
@@ -110,7 +111,7 @@ class Oja(Reader):
         choice("on", self.on, ("errors", "labels"))
         choice("covariance", self.covariance, ("second_moment", "normalised"))
         real("rate", self.rate, at_least=0.0)
-        _check_start(self.start)
+        _keep_start(self)
 
     def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
         """Return P at the start, shape (rank, out)."""
@@ -163,7 +164,7 @@ class Local(Reader):
     def __post_init__(self) -> None:
         real("rate", self.rate, at_least=0.0)
         real("scale", self.scale, above=0.0)
-        _check_start(self.start)
+        _keep_start(self)
 
     def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
         """Return P at the start, shape (rank, out)."""
