@@ -62,8 +62,8 @@ def mode_strength(t: Any, s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: fl
     -----
     Assumes one mode, whitened inputs, aligned Q and a balanced start along the mode: W2 = beta u g^T,
     W1 = sqrt(kappa) beta g v^T with a hidden unit vector g, so that c0 = sqrt(kappa) beta^2. Exact; evaluated without
-    overflow at any t (t s below 1e308) and without cancellation at the critical point sqrt(kappa) s = weight_decay. With ``kappa=1``
-    and no decay it is the mode solution a(t) of :cite:p:`saxe2013` for backpropagation. The end point is
+    overflow while t s is a float, and without cancellation at the critical point sqrt(kappa) s = weight_decay. With
+    ``kappa=1`` and no decay it is the mode solution a(t) of :cite:p:`saxe2013` for backpropagation. The end point is
     s - weight_decay / sqrt(kappa), or zero where that is negative.
     Checked in ``tests/test_theory_modes.py`` against the scalar equation and against the matrix flow.
 
