@@ -49,16 +49,19 @@ bibtex_reference_style = "author_year"
 
 
 def gallery() -> str:
-    """Return the sections of the gallery: the docstring of each figure's module and its picture, where there are."""
+    """Return the sections of the gallery: the docstring of each figure's module and its stored pictures, by preset."""
     sections = []
     for name in GALLERY:
-        module = DOCS.parent / "figures" / f"{name}.py"
-        picture = DOCS / "_static" / "gallery" / f"{name}.png"
-        title = f"``{name}``"
+        module, title = DOCS.parent / "figures" / f"{name}.py", f"``{name}``"
         text = ast.get_docstring(ast.parse(module.read_text())) if module.exists() else None
-        image = f".. image:: _static/gallery/{name}.png\n   :alt: Figure {name}\n   :target: _static/gallery/{name}.png"
-        missing = f"*No rendered copy is stored with the documentation;* ``make figures ARGS={name}`` *draws it.*"
-        sections += [f"{title}\n{'-' * len(title)}", text or "", image if picture.exists() else missing]
+        sections += [f"{title}\n{'-' * len(title)}", text or ""]
+        stored = [(f"{name}{end}", preset) for end, preset in (("", "quick"), ("_cpu", "cpu"))]
+        for picture, preset in stored:
+            if (DOCS / "_static" / "gallery" / f"{picture}.png").exists():
+                source = f"_static/gallery/{picture}.png"
+                sections.append(
+                    f".. figure:: {source}\n   :alt: Figure {picture}\n   :target: {source}\n\n   Preset {preset}."
+                )
     return "\n\n".join(sections)
 
 

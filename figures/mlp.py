@@ -189,9 +189,11 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     for axes in (swept, full):
         axes.axhline(1 - CHANCE, color=GREY, linewidth=0.9, linestyle=":", label="chance")
         axes.set_yscale("log")
-        axes.set_yticks([0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9], [".01", ".02", ".05", ".1", ".2", ".5", ".9"])
+        axes.set_ylim(0.8 * float(error.min()), 1.0)
+        ticks = [tick for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 0.9) if tick > 0.8 * float(error.min())]
+        ticks = ticks if len(ticks) > 3 else [0.4, 0.5, 0.6, 0.7, 0.9]
+        axes.set_yticks(ticks, [f"{tick:g}".removeprefix("0") for tick in ticks])
         axes.minorticks_off()
-        axes.set_ylim(min(0.8 * float(error.min()), 0.01), 1.0)
     swept.set_xlabel("rank r of all channels")
     swept.set_ylabel("test error")
     swept.set_title(f"{config.data}, low-dimensional feedback")
