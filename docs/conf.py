@@ -30,6 +30,7 @@ nitpicky = False
 html_theme = "furo"
 html_title = f"linfb {release}"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 
 napoleon_google_docstring = False
 napoleon_use_ivar = True

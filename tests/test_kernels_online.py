@@ -1,5 +1,6 @@
 """The compiled online step against its plain twin, and through `simulate` against the general path."""
 
+import inspect
 import itertools
 
 import numpy as np
@@ -122,3 +123,10 @@ def test_a_reader_derived_from_a_compiled_one_keeps_its_own_update():
     resting, fixed, oja = (run.mode_strength.values for run in runs)
     assert np.allclose(resting, fixed, rtol=0, atol=1e-12)
     assert np.abs(oja - fixed).max() > 1e-6
+
+
+def test_compiled_and_plain_steps_have_the_same_names_and_signatures():
+    assert cpu.__all__ == reference.__all__
+    for name in cpu.__all__:
+        fast, plain = getattr(cpu, name).py_func, getattr(reference, name)
+        assert list(inspect.signature(fast).parameters) == list(inspect.signature(plain).parameters)
