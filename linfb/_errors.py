@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["DivergenceError", "InterruptedRun"]
+__all__ = ["DivergenceError", "InterruptedRun", "NoClosedFormError"]
 
 
 class DivergenceError(FloatingPointError):

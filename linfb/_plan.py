@@ -151,7 +151,7 @@ class Recorder:
         for name, values in self.records.items():
             if not self.done:
                 continue
-            array = np.stack(values, axis=1)  # run, time, ...
+            array = np.stack(values[: self.done], axis=1)  # run, time, ...; an interrupt may have cut a row short
             own, dims = array.shape[2:], p.observables[name].dims
             if len(dims) != len(own):
                 dims = tuple(f"{name}_{axis}" for axis in range(len(own)))

@@ -364,3 +364,18 @@ def test_an_interrupt_keeps_what_was_recorded():
             task, LinearNetwork((5, 4, 4)), rules.backpropagation(), [0.0, 1.0, 2.0, 3.0], observe={"seen": impatient}
         )
     assert list(caught.value.partial.time.values) == [0.0, 1.0]
+
+
+def test_an_interrupt_between_two_observables_keeps_whole_rows():
+    from linfb._plan import Recorder, plan
+
+    task = low_rank_teacher(5, 4, [2.0, 1.0])
+    runs = plan(
+        task, LinearNetwork((5, 4, 4)), rules.backpropagation(), [0.0, 1.0], seeds=0, ranks=None, weight_decay=0.0,
+        observe={"a": lambda snap: np.ones(1), "b": lambda snap: np.ones(1)},
+    )  # fmt: skip
+    recorder = Recorder(runs)
+    recorder.add(None)
+    recorder.records["a"].append(np.full(1, 7.0))  # the second row came no further
+    kept = recorder.dataset([[4]])
+    assert (kept.sizes["time"], float(kept.a.max()), kept.b.shape) == (1, 1.0, (1, 1))
