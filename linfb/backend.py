@@ -7,13 +7,14 @@ and CuPy is imported only when a device is asked for.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-__all__ = ["device_namespace", "namespace", "stream", "to_numpy", "transpose"]
+__all__ = ["Key", "device_namespace", "namespace", "stream", "to_numpy", "transpose"]
 
 Array = Any
 """An array of any library that follows the array-API standard (NumPy, CuPy)."""
@@ -110,9 +111,60 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     from linfb._checks import integer
 
     seed = integer("seed", seed, at_least=0)
-    digest = hashlib.sha256("/".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
+    digest = _digest(*names)
     key = tuple(int.from_bytes(digest[i : i + 4], "little") for i in range(0, 16, 4))
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
+
+
+def _digest(*names: str | int) -> bytes:
+    return hashlib.sha256("/".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
+
+
+@dataclass(frozen=True)
+class Key:
+    """A place in the random numbers of a run: the same place gives the same numbers, on every device, in any order.
+
+    What changes from step to step (dropout, augmentation, noise through mirrors) draws from a counter-based generator
+    at a place named by purpose and step, so that a resumed run draws what it would have drawn.
+
+    Parameters
+    ----------
+    seed : int
+        Non-negative seed of the whole run.
+    names : tuple of str or int
+        What the numbers are for, as for :func:`stream`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> key = Key(0).at("dropout", 7)
+    >>> float(key.uniform((), like=np.ones(1))) == float(key.uniform((), like=np.ones(1)))
+    True
+    """
+
+    seed: int
+    names: tuple[str | int, ...] = ()
+
+    def at(self, *names: str | int) -> Key:
+        """Return the place of these names below this one."""
+        return Key(self.seed, (*self.names, *names))
+
+    def host(self) -> np.random.Generator:
+        """Return a generator of NumPy for this place, for draws on the host."""
+        return stream(self.seed, *self.names)
+
+    def uniform(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return independent uniform numbers in [0, 1), an array of the library and precision of `like`."""
+        from linfb.kernels import suited
+
+        state = int.from_bytes(_digest("key", self.seed, *self.names)[:8], "little")
+        return suited("random", like).uniform(state, shape, like)
+
+    def normal(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return independent standard normal numbers, by the transform of Box and Muller."""
+        xp = namespace(like)
+        radius = xp.sqrt(-2 * xp.log1p(-self.at("radius").uniform(shape, like)))
+        return radius * xp.cos(2 * np.pi * self.at("angle").uniform(shape, like))
 
 
 def transpose(array: Array) -> Array:
