@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,7 @@ __all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
 
 ROWS = 64
 COLUMNS = 64
-_pool: ContextVar[Executor | None] = ContextVar("pool", default=None)
-_active: ContextVar[bool] = ContextVar("active", default=False)
+_workers: ContextVar[tuple[Executor | None, int]] = ContextVar("workers", default=(None, 0))
 
 
 @contextmanager
@@ -39,20 +39,19 @@ def threads(n: int) -> Iterator[None]:
 
     integer("threads", n, at_least=1)
     pool = ThreadPoolExecutor(n - 1, thread_name_prefix="linfb") if n > 1 else None
-    tokens = _pool.set(pool), _active.set(True)
+    token = _workers.set((pool, n))
     try:
         with threadpool_limits(1, user_api="blas"):
             yield
     finally:
-        _pool.reset(tokens[0])
-        _active.reset(tokens[1])
+        _workers.reset(token)
         if pool is not None:
             pool.shutdown()
 
 
 def sliced(*arrays: Any) -> bool:
     """Return whether products of these arrays are to be done in fixed slices."""
-    return _active.get() and all(isinstance(array, np.ndarray) for array in arrays)
+    return _workers.get()[1] > 0 and all(isinstance(array, np.ndarray) for array in arrays)
 
 
 def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> list[Any]:
@@ -61,19 +60,28 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
     Parameters
     ----------
     function : callable
-        Must write to disjoint places; in threads it must not call this function again.
+        Must write to disjoint places. Inside of it everything is one plain call again.
     length, size : int
         What is cut, and into slices of how much; the last may be shorter.
     """
     bounds = [(start, min(start + size, length)) for start in range(0, length, size)]
-    pool = _pool.get()
-    if pool is None or len(bounds) < 2:
-        return [function(*bound) for bound in bounds]
-    own, others = bounds[::2], bounds[1::2]
-    futures = [pool.submit(function, *bound) for bound in others]
-    first = [function(*bound) for bound in own]
-    second = [future.result() for future in futures]
-    return [first[i // 2] if i % 2 == 0 else second[i // 2] for i in range(len(bounds))]
+    results: list[Any] = [None] * len(bounds)
+    turn = count()
+
+    def work() -> None:
+        while (i := next(turn)) < len(bounds):
+            results[i] = function(*bounds[i])
+
+    pool, n = _workers.get()
+    token = _workers.set((None, 0))
+    try:
+        helpers = [] if pool is None else [pool.submit(work) for _ in range(min(n, len(bounds)) - 1)]
+        work()
+        for helper in helpers:
+            helper.result()
+    finally:
+        _workers.reset(token)
+    return results
 
 
 def rows(x: Any, matrix: Any) -> Any:

@@ -60,7 +60,7 @@ class Kernel(Layer, Protocol):
         ...
 
     def probes(self, xp: Any, dtype: Any) -> Any:
-        """Return inputs :math:`e_i` with :math:`\\sum_i` ``grad(K, e_i, forward(K, e_i)) == K`` for every kernel K."""
+        r"""Return inputs :math:`e_i` with :math:`\sum_i` ``grad(K, e_i, forward(K, e_i)) == K`` for every kernel K."""
         ...
 
     def initial_weights(self, rng: np.random.Generator) -> np.ndarray:
