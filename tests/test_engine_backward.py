@@ -39,7 +39,7 @@ EVERY_RULE = {
 
 def setting(rule, widths=(7, 8, 6), n_out=6, n_in=5, batch=9, norm="batch", seed=0):
     model, rng = mlp(n_in, widths, n_out, norm=norm), np.random.default_rng(seed)
-    state, _ = initial_state(model, rule, Optimizers(sgd(0.1)).parts(rule), seed, np.array)
+    state, _ = initial_state(model, rule, Optimizers(sgd(0.1)), seed, np.array)
     weights = rebuild(
         state.weights, {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in flatten(state.weights).items()}
     )
@@ -93,13 +93,13 @@ def test_low_rank_with_the_identity_and_the_weights_is_backpropagation_bit_for_b
     bp = rules.backpropagation()
     whole = rules.low_rank(6, reader=readers.Fixed(start=np.eye(6)), mirror=mirrors.Fixed(start="weights"))
     model = mlp(5, (6, 6), 6)
-    state, _ = initial_state(model, whole, Optimizers(sgd(0.1)).parts(whole), 0, np.array)
+    state, _ = initial_state(model, whole, Optimizers(sgd(0.1)), 0, np.array)
     rng = np.random.default_rng(0)
     x, targets = rng.standard_normal((9, 5)), np.eye(6)[rng.integers(0, 6, 9)]
     exact = gradients(model, bp, state.weights, (None, Channel(), Channel()), x, targets)
     assert same(exact.weights, gradients(model, whole, state.weights, state.channels, x, targets).weights)
     less = rules.low_rank(5, reader=readers.Fixed(), mirror=mirrors.Fixed(start="weights"))
-    state, _ = initial_state(model, less, Optimizers(sgd(0.1)).parts(less), 0, np.array)
+    state, _ = initial_state(model, less, Optimizers(sgd(0.1)), 0, np.array)
     off = gradients(model, less, state.weights, state.channels, x, targets).weights[0]
     assert np.linalg.norm(off - exact.weights[0]) > 0.05 * np.linalg.norm(exact.weights[0])
 
@@ -121,12 +121,12 @@ def test_direct_feedback_injects_the_networks_error_at_each_block_output():
 def test_every_rule_takes_steps_that_lower_the_loss_or_at_least_stay_finite(name):
     rule = EVERY_RULE[name]
     model, optimisers = mlp(5, (7, 8, 6), 6), Optimizers(adam(3e-3))
-    state, drawn = initial_state(model, rule, optimisers.parts(rule), 0, np.array)
+    state, drawn = initial_state(model, rule, optimisers, 0, np.array)
     _, _, _, x, targets = setting(rule, batch=30)
     before = {k: v.copy() for k, v in flatten(state._replace(slots={})).items()}
     losses = []
     for number in range(1, 41):
-        state, loss, _ = step(model, rule, cross_entropy, optimisers.parts(rule), state, x, targets, number=number)
+        state, loss, _ = step(model, rule, cross_entropy, optimisers, state, x, targets, number=number)
         losses.append(float(loss))
     assert losses[-1] < losses[0] - 0.05
     after = flatten(state._replace(slots={}))
@@ -143,10 +143,10 @@ def test_every_rule_takes_steps_that_lower_the_loss_or_at_least_stay_finite(name
 def test_zero_feedback_leaves_hidden_weights_alone_but_for_decay(decay, unchanged):
     rule, optimisers = rules.zero_feedback(), Optimizers(sgd(0.1, weight_decay=decay))
     model, _, _, x, targets = setting(rule)
-    state, _ = initial_state(model, rule, optimisers.parts(rule), 0, np.array)
+    state, _ = initial_state(model, rule, optimisers, 0, np.array)
     start = initial_weights(model, 0)
     for number in range(1, 4):
-        state, _, _ = step(model, rule, squared_error, optimisers.parts(rule), state, x, targets, number=number)
+        state, _, _ = step(model, rule, squared_error, optimisers, state, x, targets, number=number)
     assert all(np.array_equal(state.weights[i], start[i]) == unchanged for i in model.kernels[:-1])
     if not unchanged:
         assert np.allclose(state.weights[0], start[0] * (1 - 0.1 * decay) ** 3, rtol=1e-14)
@@ -160,11 +160,11 @@ def test_linear_network_step_is_the_euler_step_of_the_flow():
     A, rule = rng.standard_normal((m, n)), rules.low_rank(r, reader=readers.Fixed())
     model = Model((Dense(n, k), Dense(k, m)))
     optimisers = Optimizers(sgd(eta, weight_decay=decay))
-    state, _ = initial_state(model, rule, optimisers.parts(rule), 0, np.array)
+    state, _ = initial_state(model, rule, optimisers, 0, np.array)
     W1, W2 = (w.copy() for w in state.weights)
     P, Q = state.channels[1].P.copy(), state.channels[1].Q.copy()
     X, Y = np.sqrt(n) * np.eye(n), np.sqrt(n) * A.T
-    state, _, _ = step(model, rule, squared_error, optimisers.parts(rule), state, X, Y, number=1)
+    state, _, _ = step(model, rule, squared_error, optimisers, state, X, Y, number=1)
     E = A - W2 @ W1
     assert np.allclose(state.weights[0], W1 + eta * (Q.T @ P @ E - decay * W1), rtol=0, atol=1e-12)
     assert np.allclose(state.weights[1], W2 + eta * (E @ W1.T - decay * W2), rtol=0, atol=1e-12)
@@ -176,7 +176,7 @@ def test_linear_network_step_is_the_euler_step_of_the_flow():
 def test_error_clip_bounds_every_carried_error():
     rule = rules.feedback_alignment(mirror=mirrors.Fixed(scale=10.0))
     model = Model((Dense(5, 6), Dense(6, 7), Dense(7, 4)))
-    state, _ = initial_state(model, rule, Optimizers(sgd(0.1)).parts(rule), 0, np.array)
+    state, _ = initial_state(model, rule, Optimizers(sgd(0.1)), 0, np.array)
     rng = np.random.default_rng(0)
     x, targets = rng.standard_normal((9, 5)), np.eye(4)[rng.integers(0, 4, 9)]
     free = gradients(model, rule, state.weights, state.channels, x, targets)
@@ -193,13 +193,13 @@ def test_training_steps_run_under_the_strict_array_api_and_agree(name, optimizer
     model, _, _, x, targets = setting(rule)
     results = []
     for place in (np.array, lambda a: array_api_strict.asarray(np.array(a))):
-        state, _ = initial_state(model, rule, optimisers.parts(rule), 0, place)
+        state, _ = initial_state(model, rule, optimisers, 0, place)
         for number in (1, 2):
             state, loss, _ = step(
                 model,
                 rule,
                 cross_entropy,
-                optimisers.parts(rule),
+                optimisers,
                 state,
                 place(x),
                 place(targets),

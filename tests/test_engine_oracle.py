@@ -81,7 +81,7 @@ CASES = {
 def ours(rule, loss, norm="batch"):
     rng = np.random.default_rng(5)
     model = mlp(6, (7, 8), 5, norm=norm)
-    state, _ = initial_state(model, rule, Optimizers(sgd(0.1)).parts(rule), 1, np.array)
+    state, _ = initial_state(model, rule, Optimizers(sgd(0.1)), 1, np.array)
     weights = {k: v + 0.1 * rng.standard_normal(v.shape) for k, v in flatten(state.weights).items()}
     weights = rebuild(state.weights, weights)
     x, targets = rng.standard_normal((11, 6)), np.eye(5)[rng.integers(0, 5, 11)]

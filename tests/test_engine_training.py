@@ -201,7 +201,7 @@ def test_training_runs_under_the_strict_array_api():
 
 
 def view(rule):
-    state, _ = initial_state(MODEL, rule, Optimizers(sgd(0.1)).parts(rule), 0, np.array)
+    state, _ = initial_state(MODEL, rule, Optimizers(sgd(0.1)), 0, np.array)
     rng = np.random.default_rng(0)
     x, targets = rng.standard_normal((30, 4)), np.eye(3)[rng.integers(0, 3, 30)]
     return snapshot(MODEL, rule, cross_entropy, state.weights, state.channels, x, targets)

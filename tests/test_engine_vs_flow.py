@@ -54,7 +54,7 @@ def engine_step(rule, state, inputs, labels, rate, weight_decay):
             if learning[key]:
                 slots[f"channels/{l}/{key}"] = parts[key].optimiser.init(getattr(channel, key))
     start = State(tuple(copied), (None,) * len(copied), (None, *channels), slots)
-    after, _, _ = step(model, rule, squared_error, parts, start, inputs, labels, number=1)
+    after, _, _ = step(model, rule, squared_error, optimisers, start, inputs, labels, number=1)
     return after
 
 

@@ -153,9 +153,10 @@ def test_random_starts_are_uniform_and_have_the_stated_variance():
 
 def drawn(rule, widths=(5, 6, 7, 4), seed=0):
     rng = np.random.default_rng(0)
-    layers = [Dense(below, above) for below, above in itertools.pairwise(widths)]
-    weights = [rng.standard_normal((layer.n_out, layer.n_in)) for layer in layers]
-    return initial_channels(rule, layers, weights, seed=seed, n_error=widths[-1]), weights
+    weights = [rng.standard_normal((above, below)) for below, above in itertools.pairwise(widths)]
+    direct = rule.source == "network"
+    layers = [Dense(W.shape[1], widths[-1] if direct else W.shape[0]) for W in weights]
+    return initial_channels(rule, layers, weights, seed=seed), weights
 
 
 def test_channels_of_a_network_have_the_shapes_of_what_they_read_and_write():
@@ -378,7 +379,7 @@ def test_own_parts_that_draw_the_wrong_shape_are_named(part, message):
     rule = rules.low_rank(2, **{"reader": readers.Fixed(), **own})
     layers, weights = [Dense(5, 6), Dense(6, 4)], [np.ones((6, 5)), np.ones((4, 6))]
     with pytest.raises(ValueError, match=rf"{part} 'fixed': {message} has shape .*, expected"):
-        initial_channels(rule, layers, weights, seed=0, n_error=4)
+        initial_channels(rule, layers, weights, seed=0)
 
 
 def test_given_starts_are_kept_as_they_were():

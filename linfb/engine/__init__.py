@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from linfb.engine.architectures import mlp
 from linfb.engine.layers import BatchNorm, Bias, Dense, ReLU
 from linfb.engine.losses import cross_entropy, squared_error
-from linfb.engine.models import Model, mlp
+from linfb.engine.models import Model
 from linfb.engine.optimisers import Optimizers, adam, adamw, amsgrad, sgd
 from linfb.engine.schedules import Constant, Cosine, Exponential
 from linfb.engine.training import train

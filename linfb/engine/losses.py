@@ -1,7 +1,8 @@
-"""Losses: an average over the batch, and its derivative with respect to the outputs."""
+"""Losses: an average over batch and positions, and its derivative with respect to the outputs."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,12 @@ from jaxtyping import Float
 
 from linfb.backend import namespace
 
-__all__ = ["LOSSES", "cross_entropy", "squared_error"]
+__all__ = ["LOSSES", "cross_entropy", "one_hot", "squared_error"]
 
 
 def cross_entropy(
-    outputs: Float[Any, "batch out"], targets: Float[Any, "batch out"]
-) -> tuple[Any, Float[Any, "batch out"]]:
+    outputs: Float[Any, "*batch out"], targets: Float[Any, "*batch out"]
+) -> tuple[Any, Float[Any, "*batch out"]]:
     r"""Return softmax cross-entropy and its derivative.
 
     .. math:: L = -\frac1n\sum_i \sum_c y_{ic}\log p_{ic},\qquad
@@ -22,15 +23,15 @@ def cross_entropy(
 
     Parameters
     ----------
-    outputs : array, shape (batch, out)
+    outputs : array, shape (batch, ..., out)
         Unnormalised log-probabilities a.
-    targets : array, shape (batch, out)
-        One-hot labels y (rows that sum to one).
+    targets : array, shape (batch, ..., out)
+        Labels y: rows that sum to one, such as :func:`one_hot` makes.
 
     Returns
     -------
     loss : array, shape ()
-    delta : array, shape (batch, out)
+    delta : array, shape (batch, ..., out)
 
     Examples
     --------
@@ -39,7 +40,7 @@ def cross_entropy(
     >>> float(loss), delta
     (0.693147, array([[-0.5,  0.5]]))
     """
-    xp, rows = namespace(outputs, targets), outputs.shape[0]
+    xp, rows = namespace(outputs, targets), math.prod(outputs.shape[:-1])
     shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
     exponentials = xp.exp(shifted)
     total = xp.sum(exponentials, axis=-1, keepdims=True)
@@ -48,8 +49,8 @@ def cross_entropy(
 
 
 def squared_error(
-    outputs: Float[Any, "batch out"], targets: Float[Any, "batch out"]
-) -> tuple[Any, Float[Any, "batch out"]]:
+    outputs: Float[Any, "*batch out"], targets: Float[Any, "*batch out"]
+) -> tuple[Any, Float[Any, "*batch out"]]:
     r"""Return half the squared error, summed over outputs and averaged over rows, and its derivative.
 
     .. math:: L = \frac{1}{2n}\sum_i \|a_i - y_i\|^2,\qquad \frac{\partial L}{\partial a} = \frac{a - y}{n}
@@ -58,12 +59,12 @@ def squared_error(
 
     Parameters
     ----------
-    outputs, targets : array, shape (batch, out)
+    outputs, targets : array, shape (batch, ..., out)
 
     Returns
     -------
     loss : array, shape ()
-    delta : array, shape (batch, out)
+    delta : array, shape (batch, ..., out)
 
     Examples
     --------
@@ -71,9 +72,34 @@ def squared_error(
     >>> squared_error(np.array([[2.0], [0.0]]), np.zeros((2, 1)))[0]
     np.float64(1.0)
     """
-    xp, rows = namespace(outputs, targets), outputs.shape[0]
+    xp, rows = namespace(outputs, targets), math.prod(outputs.shape[:-1])
     difference = outputs - targets
     return xp.sum(difference * difference) / (2 * rows), difference / rows
+
+
+def one_hot(labels: Any, n_classes: int, *, like: Any, smoothing: float = 0.0) -> Any:
+    r"""Return labels as rows of probabilities, :math:`y_c = (1 - s)\,[c = \text{label}] + s/C`.
+
+    Parameters
+    ----------
+    labels : array of int, shape (batch, ...)
+    n_classes : int
+        :math:`C`.
+    like : array
+        Decides the precision.
+    smoothing : float
+        :math:`s` in [0, 1), the share of every label that is spread over all classes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one_hot(np.array([1]), 2, like=np.zeros(1), smoothing=0.1)
+    array([[0.05, 0.95]])
+    """
+    xp = namespace(labels, like)
+    table = (1 - smoothing) * xp.eye(n_classes, dtype=like.dtype) + smoothing / n_classes
+    rows = xp.take(table, xp.reshape(labels, (-1,)), axis=0)
+    return xp.reshape(rows, (*labels.shape, n_classes))
 
 
 LOSSES: dict[str, Callable[..., tuple[Any, Any]]] = {"cross_entropy": cross_entropy, "squared_error": squared_error}

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from linfb.backend import to_numpy
+from linfb.backend import Key, to_numpy
 from linfb.engine.backward import Backward, backward
 from linfb.engine.models import Model, forward
 from linfb.observables import measures
 from linfb.rules import Channel, Rule, backpropagation
 
-__all__ = ["OBSERVABLES", "Snapshot", "alignment", "captured_energy", "mirror_stability", "snapshot"]
+__all__ = [
+    "OBSERVABLES", "Snapshot", "alignment", "captured_energy", "mirror_alignment", "mirror_stability", "snapshot",
+    "subspace_distance", "update_rank",
+]  # fmt: skip
 
 
 class Snapshot(NamedTuple):
@@ -22,6 +25,8 @@ class Snapshot(NamedTuple):
     Attributes
     ----------
     rule : Rule
+    indices : tuple of int
+        Which of the model's layers are the kernel layers.
     kernels : tuple of numpy.ndarray
         The kernels, flattened to (out, ...).
     channels : tuple of Channel or None
@@ -30,6 +35,7 @@ class Snapshot(NamedTuple):
     """
 
     rule: Rule
+    indices: tuple[int, ...]
     kernels: tuple[np.ndarray, ...]
     channels: tuple[Channel | None, ...]
     carried: Backward
@@ -37,7 +43,15 @@ class Snapshot(NamedTuple):
 
 
 def snapshot(
-    model: Model, rule: Rule, loss: Callable[..., Any], weights: Any, channels: Any, x: Any, targets: Any
+    model: Model,
+    rule: Rule,
+    loss: Callable[..., Any],
+    weights: Any,
+    channels: Any,
+    x: Any,
+    targets: Any,
+    *,
+    key: Key | None = None,
 ) -> Snapshot:
     """Pass a batch (training mode) through a network, without changing anything.
 
@@ -49,18 +63,21 @@ def snapshot(
         One of :data:`linfb.engine.losses.LOSSES`.
     weights, channels : tuple
         Of a :class:`~linfb.engine.state.State`.
-    x : array, shape (batch, in)
-    targets : array, shape (batch, out)
+    x : array, shape (batch, *model.shape)
+    targets : array, shape (batch, ..., out)
+    key : Key, optional
+        Place of random numbers, for layers and mirrors that draw any.
     """
-    outputs, caches = forward(model, weights, x)
+    outputs, caches = forward(model, weights, x, key)
     delta = loss(outputs, targets)[1]
     exact = tuple(None if channel is None else Channel() for channel in channels)
     kernels = [to_numpy(weights[i]) for i in model.kernels]
     return Snapshot(
         rule,
+        model.kernels,
         tuple(kernel.reshape(len(kernel), -1) for kernel in kernels),
         tuple(None if c is None else Channel(_host(c.P), _host(c.Q), c.gain) for c in channels),
-        backward(model, rule, weights, channels, caches, delta, targets),
+        backward(model, rule, weights, channels, caches, delta, targets, key=key),
         backward(model, backpropagation(), weights, exact, caches, delta, targets),
     )
 
@@ -75,7 +92,20 @@ def alignment(view: Snapshot) -> np.ndarray:
     Over all rows and features at once; NaN where no error arrives.
     """
     pairs = zip(view.carried.deltas, view.exact.deltas, strict=True)
-    return np.array([float(measures.cosine(_host(a), _host(b))) for a, b in pairs])
+    return np.array([float(measures.cosine(_flat(a), _flat(b))) for a, b in pairs])
+
+
+def _flat(array: Any) -> np.ndarray:
+    """Return an error with batch and positions on one axis, on the host in float64."""
+    host = _host(array)
+    assert host is not None
+    return host.reshape(-1, host.shape[-1])
+
+
+def _read(view: Snapshot) -> Iterator[tuple[Any, np.ndarray] | None]:
+    """Return P and what it reads, channel by channel; None where there is no P."""
+    for channel, read in zip(view.channels[1:], view.carried.reads[1:], strict=True):
+        yield None if channel is None or channel.P is None else (channel.P, _flat(read))
 
 
 def captured_energy(view: Snapshot) -> np.ndarray:
@@ -85,11 +115,59 @@ def captured_energy(view: Snapshot) -> np.ndarray:
 
     with :math:`\hat P` an orthonormal basis of the rows of P; 1 where the whole error is read, NaN for the first layer.
     """
-    shares = [np.nan]
-    for channel, read in zip(view.channels[1:], view.carried.reads[1:], strict=True):
-        P = None if channel is None else channel.P
-        shares.append(1.0 if P is None else float(measures.captured_energy(P, _host(read))))
-    return np.array(shares)
+    return np.array(
+        [np.nan, *(1.0 if pair is None else float(measures.captured_energy(*pair)) for pair in _read(view))]
+    )
+
+
+def subspace_distance(view: Snapshot) -> np.ndarray:
+    r"""Return how far the rows of each P are from the principal subspace of the error they read, shape (layer,).
+
+    .. math:: 1 - \|\Pi U_r\|^2 / r
+
+    with :math:`\Pi` the projector on the rows of P and :math:`U_r` the r leading eigenvectors of
+    :math:`\langle\delta\delta^\top\rangle` on this batch: 0 where P has found them, 1 where it is orthogonal to them.
+    NaN where there is no P.
+    """
+    found = [np.nan]
+    for pair in _read(view):
+        if pair is None:
+            found.append(np.nan)
+            continue
+        P, read = pair
+        leading = np.linalg.eigh(read.T @ read)[1][:, ::-1][:, : len(P)]
+        found.append(1.0 - float(measures.subspace_overlap(P, leading)))
+    return np.array(found)
+
+
+def update_rank(view: Snapshot) -> np.ndarray:
+    r"""Return the effective rank of the weight gradient of each kernel layer, shape (layer,).
+
+    The participation ratio of its singular values, :math:`(\sum_i s_i^2)^2/\sum_i s_i^4`, of the kernel as a matrix
+    (out, ...); NaN where the gradient vanishes.
+    """
+    gradients = [_host(view.carried.weights[i]) for i in view.indices]
+    return np.array([float(measures.participation_ratio(g.reshape(len(g), -1))) for g in gradients if g is not None])
+
+
+def _mirrors(view: Snapshot) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
+    """Return P W and Q, channel by channel; None where there is no Q that stands for the weights."""
+    for W, channel in zip(view.kernels[1:], view.channels[1:], strict=True):
+        if channel is None or channel.Q is None or channel.Q.reshape(len(channel.Q), -1).shape[1] != W.shape[1]:
+            yield None
+            continue
+        yield (W if channel.P is None else channel.P @ W), channel.Q.reshape(len(channel.Q), -1)
+
+
+def mirror_alignment(view: Snapshot) -> np.ndarray:
+    """Return the cosine between each Q and its ideal P W, shape (layer,).
+
+    NaN for the first layer, for direct rules, and where there is no Q.
+    """
+    if view.rule.source != "above":
+        return np.full(len(view.kernels), np.nan)
+    pairs = _mirrors(view)
+    return np.array([np.nan, *(np.nan if p is None else float(measures.cosine(p[0], p[1])) for p in pairs)])
 
 
 def mirror_stability(view: Snapshot) -> np.ndarray:
@@ -98,20 +176,20 @@ def mirror_stability(view: Snapshot) -> np.ndarray:
     Positive: what the channel sees falls when the layer below follows the carried error; a perfect mirror is never
     negative. NaN for the first layer, for direct rules, and where there is no Q.
     """
-    found = [np.nan]
-    for W, channel in zip(view.kernels[1:], view.channels[1:], strict=True):
-        if channel is None or channel.Q is None or view.rule.source == "network":
-            found.append(np.nan)
-            continue
-        seen = W if channel.P is None else channel.P @ W
-        loop = seen @ channel.Q.reshape(len(channel.Q), -1).T
-        found.append(float(np.linalg.eigvals(loop).real.min()))
-    return np.array(found)
+    if view.rule.source != "above":
+        return np.full(len(view.kernels), np.nan)
+    pairs = _mirrors(view)
+    return np.array(
+        [np.nan, *(np.nan if p is None else float(np.linalg.eigvals(p[0] @ p[1].T).real.min()) for p in pairs)]
+    )
 
 
 OBSERVABLES: dict[str, Callable[[Snapshot], np.ndarray]] = {
     "alignment": alignment,
     "captured_energy": captured_energy,
+    "subspace_distance": subspace_distance,
+    "update_rank": update_rank,
+    "mirror_alignment": mirror_alignment,
     "mirror_stability": mirror_stability,
 }
 """What :func:`linfb.engine.train` can record after each epoch."""

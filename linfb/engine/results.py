@@ -20,6 +20,7 @@ CURVES = ("train_loss", "train_accuracy", "validation_loss", "validation_accurac
 
 def labelled(
     history: Mapping[str, Sequence[Any]],
+    losses: Sequence[float],
     tests: Mapping[str, tuple[float, float]],
     ranks: Mapping[int, int],
     n_kernels: int,
@@ -32,6 +33,8 @@ def labelled(
     ----------
     history : mapping
         From each of :data:`CURVES` to one number per epoch, and from observables to one (layer,) array per epoch.
+    losses : sequence of float
+        Of every step.
     tests : mapping
         From "chosen" and "last" to test loss and accuracy; empty where the test part was not looked at.
     ranks : mapping
@@ -46,7 +49,7 @@ def labelled(
     Returns
     -------
     xarray.Dataset
-        Dimensions `epoch`, `layer` (kernel layers) and `weights` ("chosen", "last"); test values that were not
+        Dimensions `step`, `epoch`, `layer` (kernel layers) and `weights` ("chosen", "last"); test values that were not
         measured are NaN.
     """
     import xarray
@@ -56,6 +59,7 @@ def labelled(
     for name, values in history.items():
         shape, dims = ((epochs,), ("epoch",)) if name in CURVES else ((epochs, n_kernels), ("epoch", "layer"))
         variables[name] = (dims, np.reshape(np.asarray(values, dtype=np.float64), shape))
+    variables["step_loss"] = ("step", np.asarray(losses, dtype=np.float64))
     kinds = ("chosen", "last")
     measured = np.array([tests.get(kind, (np.nan, np.nan)) for kind in kinds])
     variables["test_loss"], variables["test_accuracy"] = ("weights", measured[:, 0]), ("weights", measured[:, 1])

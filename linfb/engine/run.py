@@ -1,4 +1,4 @@
-"""One run in its parts: what it is made of, how far it has come, and how it advances by an epoch."""
+"""One run in its parts: what it is made of, how far it has come, and how it advances step by step."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 
 from linfb._checks import real
-from linfb.backend import device_namespace, namespace, stream
-from linfb.engine.losses import LOSSES
+from linfb.backend import Key, device_namespace, namespace, stream, to_numpy
+from linfb.engine.losses import LOSSES, one_hot
 from linfb.engine.models import Model, evaluate
-from linfb.engine.observables import OBSERVABLES, snapshot
-from linfb.engine.optimisers import Optimizers, Part
+from linfb.engine.observables import Snapshot, snapshot
+from linfb.engine.optimisers import Optimizers
 from linfb.engine.results import CURVES
 from linfb.engine.state import State, step
 from linfb.engine.trees import flatten
@@ -24,7 +24,8 @@ from linfb.rules import Rule
 __all__ = ["Progress", "Run", "advance", "evaluated", "placed"]
 
 _OBSERVED_ROWS = 512
-_EVALUATED_ROWS = 1000
+_EVALUATED_ROWS = 256
+_UNREAD_STEPS = 32
 
 
 @dataclass(frozen=True)
@@ -36,26 +37,33 @@ class Run:
     rule: Rule
     batch_size: int
     optimisers: Optimizers
-    parts: Mapping[str, Part]
-    schedule: Callable[[int], float]
+    schedule: Callable[[float], float]
     seed: int
     loss: str
+    label_smoothing: float
     error_clip: float | None
-    observe: tuple[str, ...]
+    augment: tuple[Any, ...]
+    observe: Mapping[str, Callable[[Snapshot], Any]]
     device: str | ModuleType
     dtype: str
+    products: str | None
     name: str
+    network: Model
+    """The model as it is computed: with matrix products in low precision, if that was asked for."""
 
     def config(self) -> dict[str, Any]:
         """Return what identifies the run, as text."""
-        fields = ("model", "rule", "batch_size", "schedule", "seed", "loss", "error_clip", "observe", "dtype")
+        fields = (
+            "model", "rule", "batch_size", "schedule", "seed", "loss", "label_smoothing", "error_clip", "augment",
+            "dtype", "products",
+        )  # fmt: skip
         x, labels = self.splits.train
         fingerprint = zlib.crc32(labels.tobytes(), zlib.crc32(x[:100].tobytes()))
         sizes = "/".join(str(len(part[1])) for part in (self.splits.train, self.splits.validation, self.splits.test))
         device = self.device if isinstance(self.device, str) else self.device.__name__
         return {
             "data": self.name, "samples": sizes, "fingerprint": f"{fingerprint:08x}",
-            "optimizer": self.optimisers, "device": device,
+            "optimizer": self.optimisers, "device": device, "observe": tuple(self.observe),
             **{name: getattr(self, name) for name in fields},
         }  # fmt: skip
 
@@ -65,12 +73,22 @@ class Run:
         real_numbers = np.asarray(array).dtype.kind == "f"
         return xp.asarray(np.array(array, dtype=self.dtype if real_numbers else None, order="C"))
 
+    def rate(self, epoch: float) -> float:
+        """Return the factor of the schedule after `epoch` epochs."""
+        return real("what schedule returns", self.schedule(epoch), at_least=0.0)
+
 
 @dataclass
 class Progress:
     """How far a run has come."""
 
     state: State
+    step: int = 0
+    """Number of complete steps of the present epoch."""
+    right: int = 0
+    """Rows of the present epoch that were classified rightly."""
+    losses: list[float] = field(default_factory=list)
+    """Loss of every step of the run."""
     best: dict[str, Any] = field(default_factory=dict)
     chosen: int = -1
     history: dict[str, list[Any]] = field(default_factory=dict)
@@ -81,48 +99,75 @@ class Progress:
         return len(self.history["train_loss"])
 
 
-def placed(run: Run, part: str) -> tuple[Any, Any, Any]:
-    """Return inputs, one-hot targets and labels of one part, on the device."""
+def placed(run: Run, part: str) -> tuple[Any, Any]:
+    """Return inputs and labels of one part, on the device."""
     x, labels = getattr(run.splits, part)
     xp = device_namespace(run.device)
-    inputs = x.astype(run.dtype, copy=False)
-    targets = np.eye(run.model.n_out, dtype=run.dtype)[labels]
-    return xp.asarray(inputs), xp.asarray(targets), xp.asarray(labels)
+    return xp.asarray(x.astype(run.dtype, copy=False) if x.dtype.kind == "f" else x), xp.asarray(labels)
 
 
-def _batches(run: Run, epoch: int, rows: int, steps: int) -> Iterator[Any]:
+def _targets(run: Run, labels: Any, smoothing: float = 0.0) -> Any:
+    like = device_namespace(run.device).empty(0, dtype=getattr(device_namespace(run.device), run.dtype))
+    return one_hot(labels, run.model.n_out, like=like, smoothing=smoothing)
+
+
+def _batches(run: Run, epoch: int, first: int, rows: int, steps: int) -> Iterator[tuple[int, Any]]:
     """Return the rows of every step of an epoch, in an order that depends on seed and epoch only."""
-    order = stream(run.seed, "shuffle", epoch).permutation(rows)
-    placed = device_namespace(run.device).asarray(order)
-    return (placed[i * run.batch_size : (i + 1) * run.batch_size] for i in range(steps))
+    order = device_namespace(run.device).asarray(stream(run.seed, "shuffle", epoch).permutation(rows))
+    return ((i, order[i * run.batch_size : (i + 1) * run.batch_size]) for i in range(first, steps))
 
 
-def advance(run: Run, now: Progress, parts: Mapping[str, Any], steps: int, bar: Any) -> None:
-    """Advance by one epoch; `now` keeps what it was until the epoch is complete, but for arrays in its state."""
-    xp, (x, targets, labels) = device_namespace(run.device), parts["train"]
-    epoch, loss, state = now.epoch, LOSSES[run.loss], now.state
-    factor, total, right = real("what schedule returns", run.schedule(epoch), at_least=0.0), 0.0, 0
-    for i, rows in enumerate(_batches(run, epoch, x.shape[0], steps)):
-        batch, wanted = xp.take(x, rows, axis=0), xp.take(targets, rows, axis=0)
-        state, value, outputs = step(
-            run.model, run.rule, loss, run.parts, state, batch, wanted,
-            number=epoch * steps + i + 1, factor=factor, error_clip=run.error_clip,
+def advance(run: Run, now: Progress, parts: Mapping[str, Any], steps: int, bar: Any, pause: Callable[[], None]) -> None:
+    """Advance to the end of the epoch; `pause` is called after every step at which `now` is whole."""
+    xp, (x, labels), key = device_namespace(run.device), parts["train"], Key(run.seed)
+    epoch, unread, right = now.epoch, [], 0
+    for i, rows in _batches(run, epoch, now.step, x.shape[0], steps):
+        number = epoch * steps + i + 1
+        batch, wanted = xp.take(x, rows, axis=0), xp.take(labels, rows, axis=0)
+        if run.augment:
+            from linfb.datasets.augmentation import augmented
+
+            batch = augmented(batch, run.splits, run.augment, key.at("augment", number))
+        now.state, value, outputs = step(
+            run.network, run.rule, LOSSES[run.loss], run.optimisers, now.state, batch,
+            _targets(run, wanted, run.label_smoothing), number=number, factor=run.rate(epoch + i / steps),
+            error_clip=run.error_clip, key=key.at("step"),
         )  # fmt: skip
-        total += _finite(float(value), "loss", run, epoch, i)
-        right += _correct(outputs, xp.take(labels, rows, axis=0))
+        unread.append(value)
+        right = right + _correct(outputs, wanted)
         bar.update()
+        if len(unread) == _UNREAD_STEPS or i == steps - 1:
+            now.losses += _read(run, unread, epoch, i)
+            now.right, now.step = now.right + int(right), i + 1
+            unread, right = [], 0
+            pause()
+    _complete(run, now, parts, steps, bar)
+
+
+def _read(run: Run, values: list[Any], epoch: int, last: int) -> list[float]:
+    """Return losses of the steps up to `last`, now read from the device."""
+    losses = to_numpy(namespace(*values).stack(values)).astype(np.float64)
+    for i, loss in enumerate(losses):
+        _finite(float(loss), "loss", run, epoch, last - len(losses) + 1 + i)
+    return losses.tolist()
+
+
+def _complete(run: Run, now: Progress, parts: Mapping[str, Any], steps: int, bar: Any) -> None:
+    """Close an epoch: all of `now` that belongs to it changes at once."""
+    xp, epoch, state = device_namespace(run.device), now.epoch, now.state
     for path, array in flatten(state._replace(slots={})).items():
         _finite(float(xp.sum(array)), path, run, epoch, steps - 1)
     validation = evaluated(run, state, parts["validation"])
     _finite(validation[0], "validation loss", run, epoch, steps - 1)
-    seen = _observed(run, state, parts["validation"])
-    now.state = state
-    rate = run.parts["W"].optimiser.learning_rate * factor
-    curves = (total / steps, right / (steps * run.batch_size), *validation, rate)
+    seen = _observed(run, state, parts["validation"], epoch)
+    terms = steps * run.batch_size * int(np.prod(parts["train"][1].shape[1:]))
+    rate = run.optimisers.W.learning_rate * run.rate(epoch + 1 - 1 / steps)
+    curves = (float(np.mean(now.losses[-steps:])), now.right / terms, *validation, rate)
     if now.chosen < 0 or validation[1] > max(now.history["validation_accuracy"]):
         now.chosen = epoch
         now.best = {path: xp.asarray(array, copy=True) for path, array in _evaluable(state).items()}
     entries = dict(zip(CURVES, curves, strict=True)) | seen
+    now.step, now.right = 0, 0
     now.history = {name: [*before, entries[name]] for name, before in now.history.items()}  # all at once
     bar.set_postfix(epoch=epoch + 1, loss=f"{curves[0]:.3f}", validation=f"{validation[1]:.4f}")
 
@@ -133,34 +178,38 @@ def _evaluable(state: State) -> dict[str, Any]:
 
 def _finite(value: float, what: str, run: Run, epoch: int, number: int) -> float:
     if not np.isfinite(value):
-        rate = run.parts["W"].optimiser.learning_rate * run.schedule(epoch)
+        rate = run.optimisers.W.learning_rate * run.rate(epoch)
         raise FloatingPointError(
             f"{what} is {value} in epoch {epoch}, step {number}, under {run.rule.name} with learning rate {rate:g}"
         )
     return value
 
 
-def _correct(outputs: Any, labels: Any) -> int:
+def _correct(outputs: Any, labels: Any) -> Any:
     xp = namespace(outputs, labels)
-    return int(xp.sum(xp.astype(xp.argmax(outputs, axis=1) == labels, xp.int64)))
+    return xp.sum(xp.astype(xp.argmax(outputs, axis=-1) == labels, xp.int64))
 
 
-def evaluated(run: Run, state: State, part: tuple[Any, Any, Any]) -> tuple[float, float]:
+def evaluated(run: Run, state: State, part: tuple[Any, Any]) -> tuple[float, float]:
     """Return loss and accuracy over all rows of a part."""
-    x, targets, labels = part
+    x, labels = part
     total, right, rows = 0.0, 0, x.shape[0]
     for start in range(0, rows, _EVALUATED_ROWS):
         chunk = slice(start, min(start + _EVALUATED_ROWS, rows))
-        outputs = evaluate(run.model, state.weights, state.buffers, x[chunk, :])
-        total += float(LOSSES[run.loss](outputs, targets[chunk, :])[0]) * outputs.shape[0]
-        right += _correct(outputs, labels[chunk])
-    return total / rows, right / rows
+        outputs = evaluate(run.network, state.weights, state.buffers, x[chunk, ...])
+        wanted = labels[chunk, ...]
+        total += float(LOSSES[run.loss](outputs, _targets(run, wanted))[0]) * outputs.shape[0]
+        right += int(_correct(outputs, wanted))
+    return total / rows, right / (rows * int(np.prod(labels.shape[1:])))
 
 
-def _observed(run: Run, state: State, part: tuple[Any, Any, Any]) -> dict[str, np.ndarray]:
+def _observed(run: Run, state: State, part: tuple[Any, Any], epoch: int) -> dict[str, np.ndarray]:
     if not run.observe:
         return {}
     rows = min(_OBSERVED_ROWS, part[0].shape[0])
-    x, targets = part[0][:rows, :], part[1][:rows, :]
-    view = snapshot(run.model, run.rule, LOSSES[run.loss], state.weights, state.channels, x, targets)
-    return {name: OBSERVABLES[name](view) for name in run.observe}
+    x, targets = part[0][:rows, ...], _targets(run, part[1][:rows, ...])
+    view = snapshot(
+        run.network, run.rule, LOSSES[run.loss], state.weights, state.channels, x, targets,
+        key=Key(run.seed).at("observe", epoch),
+    )  # fmt: skip
+    return {name: np.asarray(observable(view), dtype=np.float64) for name, observable in run.observe.items()}

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from linfb.engine.backward import backward
+from linfb.backend import Key
+from linfb.engine.backward import backward, pathways
 from linfb.engine.models import Model, forward, initial_buffers, initial_weights
-from linfb.engine.optimisers import Part, overwriting
+from linfb.engine.optimisers import Optimizers
 from linfb.engine.trees import flatten, rebuild
+from linfb.kernels import suited
 from linfb.rules import Channel, Rule
 from linfb.rules.channels import InitialChannels, initial_channels
 
@@ -37,7 +39,7 @@ class State(NamedTuple):
 
 
 def initial_state(
-    model: Model, rule: Rule, parts: Mapping[str, Part], seed: int, place: Callable[[np.ndarray], Any]
+    model: Model, rule: Rule, optimisers: Optimizers, seed: int, place: Callable[[np.ndarray], Any]
 ) -> tuple[State, InitialChannels]:
     """Draw everything on the host and put it in place.
 
@@ -45,8 +47,7 @@ def initial_state(
     ----------
     model : Model
     rule : Rule
-    parts : mapping
-        From :meth:`~linfb.engine.optimisers.Optimizers.parts`.
+    optimisers : Optimizers
     seed : int
     place : callable
         From a host array to a new array of the right type on the right device.
@@ -57,9 +58,8 @@ def initial_state(
     drawn : InitialChannels
         The ranks in use, and the channels as they were drawn.
     """
-    host = initial_weights(model, seed)
-    layers, kernels = [model.layers[i] for i in model.kernels], [host[i] for i in model.kernels]
-    drawn = initial_channels(rule, layers, kernels, seed=seed, n_error=model.n_out)
+    host, parts = initial_weights(model, seed), optimisers.parts(rule)
+    drawn = initial_channels(rule, pathways(model, rule), [host[i] for i in model.kernels], seed=seed)
     tree = {"weights": host, "buffers": initial_buffers(model), "channels": drawn.channels}
     placed = rebuild(tree, {path: place(array) for path, array in flatten(tree).items()})
     learning = {"W": True, "Q": rule.mirror.learns, "P": rule.reader.learns}
@@ -76,14 +76,14 @@ def _parameters(trees: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kind(path: str) -> str:
-    return path[-1] if path.startswith("channels/") else "W"
+    return {"P": "P", "Q": "Q", "M": "P"}[path[-1]] if path.startswith("channels/") else "W"
 
 
 def step(
     model: Model,
     rule: Rule,
     loss: Callable[..., tuple[Any, Any]],
-    parts: Mapping[str, Part],
+    optimisers: Optimizers,
     state: State,
     x: Any,
     targets: Any,
@@ -91,6 +91,7 @@ def step(
     number: int,
     factor: float = 1.0,
     error_clip: float | None = None,
+    key: Key | None = None,
 ) -> tuple[State, Any, Any]:
     """Take one training step: forward, backward, update.
 
@@ -100,18 +101,19 @@ def step(
     rule : Rule
     loss : callable
         One of :data:`linfb.engine.losses.LOSSES`.
-    parts : mapping
-        From :meth:`~linfb.engine.optimisers.Optimizers.parts`.
+    optimisers : Optimizers
     state : State
         Given up by the caller: NumPy arrays in it may be overwritten.
-    x : array, shape (batch, in)
-    targets : array, shape (batch, out)
+    x : array, shape (batch, *model.shape)
+    targets : array, shape (batch, ..., out)
     number : int
         Number of this step, from 1.
     factor : float
         Of the schedule, on every learning rate.
     error_clip : float, optional
         See :func:`~linfb.engine.backward.backward`.
+    key : Key, optional
+        Place of the run's random numbers; this step draws at ``key.at(number)``.
 
     Returns
     -------
@@ -120,26 +122,47 @@ def step(
     outputs : array, shape (batch, out)
         Before the update.
     """
-    outputs, caches = forward(model, state.weights, x)
+    place = None if key is None else key.at(number)
+    outputs, caches = forward(model, state.weights, x, None if place is None else place.at("layer"))
     value, delta = loss(outputs, targets)
-    run = backward(model, rule, state.weights, state.channels, caches, delta, targets, error_clip=error_clip)
+    run = backward(
+        model, rule, state.weights, state.channels, caches, delta, targets,
+        error_clip=error_clip, key=None if place is None else place.at("mirror"),
+    )  # fmt: skip
     buffers = tuple(
         None if buffer is None else layer.update_buffers(buffer, cache)
         for layer, buffer, cache in zip(model.layers, state.buffers, caches, strict=True)
     )
-    updated = _updated(state, _parameters(run._asdict()), parts, number, factor)
-    return updated._replace(buffers=buffers), value, outputs
+    updated = _updated(state, run._asdict(), optimisers, rule, number, factor)
+    return _restarted(model, rule, updated._replace(buffers=buffers), number), value, outputs
 
 
 def _updated(
-    state: State, gradients: Mapping[str, Any], parts: Mapping[str, Part], number: int, factor: float
+    state: State, trees: Mapping[str, Any], optimisers: Optimizers, rule: Rule, number: int, factor: float
 ) -> State:
-    values, slots = _parameters(state._asdict()), {}
+    weights = flatten({"weights": trees["weights"]})
+    gradients = weights | flatten({"channels": trees["channels"]})
+    parts, values, slots = optimisers.parts(rule), _parameters(state._asdict()), {}
     for path, gradient in gradients.items():
-        part = parts[_kind(path)]
+        part, value = parts[_kind(path)], values[path]
         values[path], slots[path] = part.optimiser.update(
-            values[path], gradient, state.slots[path],
-            step=number, factor=factor * part.rate, kernels=overwriting(values[path]),
+            value, gradient, state.slots[path],
+            step=number, factor=factor * part.rate, kernels=suited("optimisers", value),
         )  # fmt: skip
-    trees = rebuild({"weights": state.weights, "channels": state.channels}, values)
-    return state._replace(weights=trees["weights"], channels=trees["channels"], slots=slots)
+    moved = rebuild({"weights": state.weights, "channels": state.channels}, values)
+    return state._replace(weights=moved["weights"], channels=moved["channels"], slots=slots)
+
+
+def _restarted(model: Model, rule: Rule, state: State, number: int) -> State:
+    """Let mirrors that start again from the weights do so; the optimiser's memory of what is replaced goes too."""
+    channels, slots = list(state.channels), dict(state.slots)
+    for k, (i, channel) in enumerate(zip(model.kernels, state.channels, strict=True)):
+        if channel is None or rule.at(k) is not rule:
+            continue
+        fresh = rule.mirror.restarted(model.layers[i], channel, state.weights[i], number)
+        if fresh is not None:
+            channels[k] = fresh
+            for name in ("P", "Q"):
+                path = f"channels/{k}/{name}"
+                slots[path] = tuple(0 * slot for slot in slots[path])
+    return state._replace(channels=tuple(channels), slots=slots)

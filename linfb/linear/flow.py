@@ -67,15 +67,16 @@ def backward(rule: Rule, state: State, inputs: Float[Any, "*batch in"], labels: 
     for weights in state.weights:
         activities.append(_layer(weights).forward(weights, activities[-1])[0])
     error = (activities[-1] - labels) / inputs.shape[-2]
-    direct = rule.source == "network"
     deltas: list[Any] = [error]
     reads: list[Any] = []
     gradients: list[Channel] = []
     for above in range(len(state.weights) - 1, 0, -1):
-        weights, read = state.weights[above], error if direct else deltas[0]
+        weights, read = state.weights[above], deltas[0]
+        if rule.direct(above, len(state.weights)):
+            read = error if rule.source == "network" else deltas[-2]
         targets = labels if read is error else None
         delta, gradient = transport(
-            rule, _layer(weights), weights, state.channels[above - 1], activities[above], read, targets
+            rule.at(above), _layer(weights), weights, state.channels[above - 1], activities[above], read, targets
         )
         deltas.insert(0, delta)
         reads.insert(0, read)
@@ -94,6 +95,7 @@ def flow(rule: Rule, weight_decay: float, state: State, inputs: Any, labels: Any
         Channel(
             P=_move(rule.reader, gradient.P, channel.P, weight_decay),
             Q=_move(rule.mirror, gradient.Q, channel.Q, weight_decay),
+            M=_move(rule.reader, gradient.M, channel.M, 0.0),
         )
         for gradient, channel in zip(run.channels, state.channels, strict=True)
     )
@@ -113,23 +115,18 @@ def _move(part: Any, gradient: Any, array: Any, weight_decay: float) -> Any:
 
 def dynamic(rule: Rule, state: State) -> list[Any]:
     """Return the arrays of `state` that move under the rule, in a fixed order."""
-    arrays = list(state.weights)
-    for channel in state.channels:
-        if rule.reader.learns:
-            arrays.append(channel.P)
-        if rule.mirror.learns:
-            arrays.append(channel.Q)
-    return arrays
+    moving = [getattr(channel, name) for channel in state.channels for name in _moving(rule, channel)]
+    return [*state.weights, *moving]
 
 
 def replace_dynamic(rule: Rule, state: State, arrays: Sequence[Any]) -> State:
     """Return `state` with the moving arrays replaced, the inverse of :func:`dynamic`."""
     rest = iter(arrays)
     weights = tuple(next(rest) for _ in state.weights)
-    channels = tuple(
-        channel._replace(
-            P=next(rest) if rule.reader.learns else channel.P, Q=next(rest) if rule.mirror.learns else channel.Q
-        )
-        for channel in state.channels
-    )
+    channels = tuple(channel._replace(**{n: next(rest) for n in _moving(rule, channel)}) for channel in state.channels)
     return State(weights, channels)
+
+
+def _moving(rule: Rule, channel: Channel) -> list[str]:
+    learns = {"P": rule.reader.learns, "Q": rule.mirror.learns, "M": rule.reader.learns}
+    return [name for name, moves in learns.items() if moves and getattr(channel, name) is not None]

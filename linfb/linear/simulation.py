@@ -48,8 +48,9 @@ def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) 
     """
     readers = effective_readers(rule, network.widths[1:], seed=seed)
     weights = network.draw(task, readers, seed=seed)
-    layers = [Dense(W.shape[1], W.shape[0]) for W in weights]
-    made = initial_channels(rule, layers, weights, seed=seed, n_error=task.n_out)
+    error = task.n_out if rule.source == "network" else network.widths[-2]
+    layers = [Dense(W.shape[1], error if rule.direct(l, len(weights)) else W.shape[0]) for l, W in enumerate(weights)]
+    made = initial_channels(rule, layers, weights, seed=seed)
     return State(tuple(weights), tuple(channel for channel in made.channels if channel is not None)), made
 
 
@@ -71,7 +72,8 @@ def _stacked(states: Sequence[State], xp: Any) -> State:
         parts = [state.channels[i] for state in states]
         gains = [part.gain for part in parts]
         gain = 1.0 if set(gains) == {1.0} else xp.asarray(np.reshape(gains, (-1, 1, 1)).astype(float))
-        channels.append(Channel(join([part.P for part in parts]), join([part.Q for part in parts]), gain))
+        arrays = {name: join([getattr(part, name) for part in parts]) for name in ("P", "Q", "M")}
+        channels.append(Channel(gain=gain, **arrays))
     return State(weights, tuple(channels))
 
 

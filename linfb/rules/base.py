@@ -7,14 +7,16 @@ library and on any layer that offers the functions of :class:`Layer`, in the lin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from linfb._checks import choice, integer, real
-from linfb.backend import transpose
+from linfb._threads import rows
+from linfb.backend import Key, transpose
 
 __all__ = ["Channel", "Layer", "Mirror", "Reader", "Rule", "View", "resolve_rank", "transport"]
 
@@ -38,6 +40,9 @@ class Layer(Protocol):
     def contract(self, Q: Any, kernel: Any) -> Any:
         """Return the inner products of the output features of two kernels."""
 
+    def probes(self, xp: Any, dtype: Any) -> Any:
+        """Return a complete set of unit inputs: ``grad(K, e, forward(K, e))`` summed over them is K."""
+
 
 class Channel(NamedTuple):
     """The feedback arrays of one layer, B = Q^T P in code shapes; None where the rule has no such array.
@@ -50,11 +55,14 @@ class Channel(NamedTuple):
         Writes the error to the layer's input; None where it is computed from the weights.
     gain : float or array
         Constant factor on the carried error.
+    M : array, shape (rank, rank) or None
+        Connections among the channel's units, for readers that have them.
     """
 
     P: Any = None
     Q: Any = None
     gain: Any = 1.0
+    M: Any = None
 
 
 @dataclass(frozen=True)
@@ -67,14 +75,19 @@ class View:
     cache : array
         The layer's input, as its forward pass kept it.
     delta : array, shape (..., batch, out)
-        The error that is read: d loss / d output, the loss being an average over the batch.
+        The error that is read: d loss / d output, the loss being an average over `samples`. Features are last; between
+        them and the batch there may be positions (of an image or a sequence).
     z : array, shape (..., batch, rank)
-        The compressed error ``delta @ P.T``.
+        The compressed error, ``delta @ P.T`` for most readers.
     targets : array, shape (batch, out), or None
         Labels, at the output layer only.
+    samples : int
+        Number of terms that the loss averages.
     channel : Channel
     forward : callable
         The layer's own forward pass with its present weights (sends noise or activity; shows no weights).
+    key : Key or None
+        Place of this step's random numbers.
     weights : array or None
         The layer's weights; None unless the reader or mirror declares that it transports weights.
     """
@@ -86,7 +99,14 @@ class View:
     targets: Any
     channel: Channel
     forward: Callable[[Any], Any]
+    samples: int
+    key: Key | None = None
     weights: Any = None
+
+    def flat(self, array: Any) -> Any:
+        """Return an array (..., batch, positions, feature) as rows: batch and positions on one axis."""
+        lead = array.shape[: self.channel.P.ndim - 2]
+        return array.reshape(*lead, -1, array.shape[-1]) if array.ndim > len(lead) + 2 else array
 
 
 @runtime_checkable
@@ -108,8 +128,20 @@ class Reader(Protocol):
     def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> Any:
         """Return P at the start, shape (rank, out), drawn on the host; None for the identity."""
 
+    def initial_lateral(self, rank: int) -> Any:
+        """Return M at the start, shape (rank, rank); None for readers without lateral connections."""
+        return None
+
+    def read(self, channel: Channel, delta: Any) -> Any:
+        """Return the compressed error, shape (..., batch, rank)."""
+        return delta if channel.P is None else rows(delta, transpose(channel.P))
+
     def gradient(self, view: View) -> Any:
         """Return what P descends, shape (rank, out)."""
+        return None
+
+    def lateral_gradient(self, view: View) -> Any:
+        """Return what M descends, shape (rank, rank)."""
         return None
 
 
@@ -137,6 +169,10 @@ class Mirror(Protocol):
         """Return what Q descends, shaped like Q."""
         return None
 
+    def restarted(self, layer: Layer, channel: Channel, weights: Any, step: int) -> Channel | None:
+        """Return P and Q to start again from after a step (counted from 1), or None to go on."""
+        return None
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -146,8 +182,9 @@ class Rule:
     ----------
     name : str
         What the field calls it.
-    source : {"above", "network"}
-        Whether a layer listens to the layer above or to the one error of the network ("direct" rules).
+    source : {"above", "network", "hidden"}
+        Whether a layer listens to the layer above, to the one error of the network ("direct" rules), or, below the
+        readout, to the error of the last hidden layer.
     reader : Reader
         How the error is compressed, see :mod:`linfb.rules.readers`.
     mirror : Mirror
@@ -159,6 +196,9 @@ class Rule:
     gain : {"none", "full_rank"}
         "full_rank" multiplies the carried error by sqrt(out / rank), so that the norm of B does not fall with its rank
         and rank is not confounded with step size.
+    layers : collection of int, optional
+        Indices (from 0, among the kernel layers) of those that carry errors to their input by this rule; the others
+        do backpropagation. None: all of them.
 
     Raises
     ------
@@ -172,12 +212,13 @@ class Rule:
     mirror: Mirror
     rank: Any = None
     gain: str = "none"
+    layers: Any = None
     transports_weights: bool = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
             raise TypeError(f"name must be text, got {self.name!r}")
-        choice("source", self.source, ("above", "network"))
+        choice("source", self.source, ("above", "network", "hidden"))
         choice("gain", self.gain, ("none", "full_rank"))
         for argument, value, kind in (("reader", self.reader, Reader), ("mirror", self.mirror, Mirror)):
             if isinstance(value, type) or not isinstance(value, kind):
@@ -189,19 +230,42 @@ class Rule:
             raise ValueError(f"rank must be given: the reader {self.reader.name!r} compresses the error")
         if not self.reader.compresses and self.rank is not None:
             raise ValueError(f"rank must be None: the reader {self.reader.name!r} does not compress the error")
+        if self.layers is not None:
+            object.__setattr__(self, "layers", _layer_indices(self.layers))
         if self.rank is not None:
             specs = self.rank.values() if isinstance(self.rank, Mapping) else [self.rank]
             for spec in specs:
                 _check_rank(spec)
-        if self.source == "network" and (self.transports_weights or self.mirror.name == "weight_mirror"):
+        if self.source != "above" and (self.transports_weights or self.mirror.name == "weight_mirror"):
             raise ValueError(
-                f"source='network' has no forward weights of its own to follow: reader {self.reader.name!r} and mirror "
-                f"{self.mirror.name!r} need source='above'"
+                f"source={self.source!r} has no forward weights of its own to follow: reader {self.reader.name!r} and "
+                f"mirror {self.mirror.name!r} need source='above'"
             )
         if (self.reader.name == "normative") != (self.mirror.name == "normative"):
             raise ValueError("reader and mirror 'normative' descend one objective and go together")
         if self.reader.name == "local" and self.mirror.name in ("exact", "zero"):
             raise ValueError(f"reader 'local' needs a mirror with a kernel Q, not {self.mirror.name!r}")
+
+    def at(self, layer: int) -> Rule:
+        """Return the rule by which a kernel layer carries errors to its input: this one, or backpropagation."""
+        return self if self.layers is None or layer in self.layers else _backpropagation()
+
+    def direct(self, layer: int, n_layers: int) -> bool:
+        """Return whether a kernel layer (of so many) hands on an error of the network, not of its own output."""
+        return self.at(layer).source == "network" or (self.at(layer).source == "hidden" and layer < n_layers - 1)
+
+
+@cache
+def _backpropagation() -> Rule:
+    from linfb.rules import backpropagation
+
+    return backpropagation()
+
+
+def _layer_indices(layers: Any) -> tuple[int, ...]:
+    if isinstance(layers, str) or not isinstance(layers, Collection):
+        raise TypeError(f"layers must be a collection of indices of kernel layers, got {layers!r}")
+    return tuple(sorted({integer("layers", layer, at_least=1) for layer in layers}))
 
 
 def _check_rank(spec: Any) -> None:
@@ -211,7 +275,7 @@ def _check_rank(spec: Any) -> None:
         integer("rank", spec, at_least=1)
 
 
-def resolve_rank(rank: Any, layer: int, width: int) -> tuple[int, bool]:
+def resolve_rank(rank: Any, layer: int, width: int, blocks: int = 1) -> tuple[int, bool]:
     """Return the rank of one layer's channel and whether a global rank had to be capped there.
 
     Parameters
@@ -222,6 +286,8 @@ def resolve_rank(rank: Any, layer: int, width: int) -> tuple[int, bool]:
         Index of the layer whose output error is read.
     width : int
         Number of features that are read.
+    blocks : int
+        Number of parts of the layer's output (queries, keys and values); a plain number counts for each of them.
 
     Raises
     ------
@@ -235,6 +301,7 @@ def resolve_rank(rank: Any, layer: int, width: int) -> tuple[int, bool]:
         rank = rank[layer]
     if isinstance(rank, float):
         return max(1, math.floor(rank * width + 0.5)), False
+    rank = rank if explicit else rank * blocks
     if rank <= width:
         return int(rank), False
     if explicit:
@@ -243,7 +310,16 @@ def resolve_rank(rank: Any, layer: int, width: int) -> tuple[int, bool]:
 
 
 def transport(
-    rule: Rule, layer: Layer, weights: Any, channel: Channel, cache: Any, delta: Any, targets: Any = None
+    rule: Rule,
+    layer: Layer,
+    weights: Any,
+    channel: Channel,
+    cache: Any,
+    delta: Any,
+    targets: Any = None,
+    *,
+    samples: int | None = None,
+    key: Key | None = None,
 ) -> tuple[Any, Channel]:
     """Carry an error across one layer, and say what the layer's feedback arrays descend.
 
@@ -262,16 +338,21 @@ def transport(
         The error to read: of the layer's output, or the network's under a direct rule.
     targets : array, optional
         Labels, where `delta` is the network's error.
+    samples : int, optional
+        Number of terms that the loss averages; None takes the rows of `delta`.
+    key : Key, optional
+        Place of this step's random numbers, for mirrors that draw any.
 
     Returns
     -------
     delta_in : array
         The error at the layer's input.
     gradient : Channel
-        What P and Q descend (None for an array that does not learn).
+        What P, Q and M descend (None for an array that does not learn).
     """
-    z = delta if channel.P is None else delta @ transpose(channel.P)
-    blind = View(layer, cache, delta, z, targets, channel, lambda x: layer.forward(weights, x)[0])
+    samples = delta.shape[-2] if samples is None else samples
+    z = rule.reader.read(channel, delta)
+    blind = View(layer, cache, delta, z, targets, channel, lambda x: layer.forward(weights, x)[0], samples, key)
     seeing = replace(blind, weights=weights) if rule.transports_weights else blind
     reader_view = seeing if rule.reader.transports_weights else blind
     mirror_view = seeing if rule.mirror.transports_weights else blind
@@ -281,5 +362,6 @@ def transport(
     gradient = Channel(
         P=rule.reader.gradient(reader_view) if rule.reader.learns else None,
         Q=rule.mirror.gradient(mirror_view) if rule.mirror.learns else None,
+        M=None if channel.M is None else rule.reader.lateral_gradient(reader_view),
     )
     return carried, gradient

@@ -35,25 +35,22 @@ class InitialChannels(NamedTuple):
     capped: tuple[int, ...]
 
 
-def initial_channels(
-    rule: Rule, layers: Sequence[Any], weights: Sequence[Any], *, seed: int, n_error: int
-) -> InitialChannels:
+def initial_channels(rule: Rule, layers: Sequence[Any], weights: Sequence[Any], *, seed: int) -> InitialChannels:
     """Draw the feedback arrays of a network of kernel layers.
 
-    The channel of layer l reads the error at that layer's output (under a direct rule, the network's error) and
-    writes to its input. P comes from ``stream(seed, "P", l)``, Q from ``stream(seed, "Q", l)``.
+    The channel of layer l reads the error at that layer's output and writes to its input. P comes from
+    ``stream(seed, "P", l)``, Q from ``stream(seed, "Q", l)``.
 
     Parameters
     ----------
     rule : Rule
     layers : sequence of kernel layers
-        From the input to the output, each with ``n_in`` and ``n_out``.
-    weights : sequence of numpy.ndarray
-        Their kernels at the start, shapes (n_out, ...), on the host.
+        From the input to the output, each with a ``kernel_shape`` (out, ..., in). In the place of a layer that hands
+        on an error of the network (:meth:`~linfb.rules.Rule.direct`) stands one from the layer's input to that error.
+    weights : sequence of numpy.ndarray or None
+        Their kernels at the start, on the host; not looked at where the error is direct.
     seed : int
         Seed of the whole run.
-    n_error : int
-        Width of the network's error.
 
     Returns
     -------
@@ -71,23 +68,27 @@ def initial_channels(
     >>> from linfb.engine.layers.dense import Dense
     >>> from linfb.rules import low_rank
     >>> layers, weights = [Dense(5, 4), Dense(4, 3)], [np.ones((4, 5)), np.ones((3, 4))]
-    >>> channels, ranks, capped = initial_channels(low_rank(2), layers, weights, seed=0, n_error=3)
+    >>> channels, ranks, capped = initial_channels(low_rank(2), layers, weights, seed=0)
     >>> channels[0], channels[1].P.shape, channels[1].Q.shape, ranks, capped
     (None, (2, 3), (2, 4), {1: 2}, ())
     """
-    drawn, ranks, capped = _readers(rule, [layer.n_out for layer in layers], n_error, seed)
+    blocks = [getattr(layer, "blocks", 1) for layer in layers]
+    drawn, ranks, capped = _readers(rule, [layer.kernel_shape[0] for layer in layers], blocks, seed)
     if capped:
         log.warning("rank %s is capped at the width that layers %s read", rule.rank, list(capped))
     channels: list[Channel | None] = [None]
     for l, (P, gain) in drawn.items():
-        visible = None if rule.source == "network" else weights[l]
-        shape = (ranks[l], *weights[l].shape[1:])
+        if rule.at(l) is not rule:
+            channels.append(Channel())
+            continue
+        visible = None if rule.direct(l, len(layers)) else weights[l]
+        shape = (ranks[l], *layers[l].kernel_shape[1:])
         channel = rule.mirror.initial(layers[l], P, visible, shape, stream(seed, "Q", l))
         if channel.Q is not None and np.shape(channel.Q) != shape:
             raise ValueError(
                 f"mirror {rule.mirror.name!r}: Q of layer {l} has shape {np.shape(channel.Q)}, expected {shape}"
             )
-        channels.append(channel._replace(gain=gain))
+        channels.append(channel._replace(gain=gain, M=rule.reader.initial_lateral(ranks[l])))
     return InitialChannels(tuple(channels), ranks, capped)
 
 
@@ -109,26 +110,33 @@ def effective_readers(rule: Rule, widths: Sequence[int], *, seed: int) -> tuple[
         None for the identity, for readers that start from the weights, and under a direct rule, where the layer's own
         output is not what is read.
     """
-    if rule.source == "network":
+    if rule.source != "above":
         return (None,) * (len(widths) - 1)
-    drawn = _readers(rule, widths, widths[-1], seed)[0]
+    drawn = _readers(rule, widths, [1] * len(widths), seed)[0]
     return tuple(None if P is None else math.sqrt(gain) * P for P, gain in drawn.values())
 
 
 def _readers(
-    rule: Rule, widths: Sequence[int], n_error: int, seed: int
+    rule: Rule, widths: Sequence[int], blocks: Sequence[int], seed: int
 ) -> tuple[dict[int, tuple[Any, float]], dict[int, int], tuple[int, ...]]:
     """Return P and gain, and rank, by layer, and the layers where the rank was capped."""
-    if isinstance(rule.rank, Mapping) and (unknown := sorted(set(rule.rank) - set(range(1, len(widths))))):
-        raise ValueError(
-            f"rank (a mapping) names layer {unknown[0]}; the layers with a channel are 1 to {len(widths) - 1}"
-        )
+    for argument, named in (("rank (a mapping)", rule.rank), ("layers", rule.layers)):
+        if isinstance(named, Mapping | tuple) and (unknown := sorted(set(named) - set(range(1, len(widths))))):
+            raise ValueError(
+                f"{argument} names layer {unknown[0]}; the layers with a channel are 1 to {len(widths) - 1}"
+            )
     drawn, ranks, capped = {}, {}, []
     for l in range(1, len(widths)):
-        width = n_error if rule.source == "network" else widths[l]
-        ranks[l], was_capped = (width, False) if rule.rank is None else resolve_rank(rule.rank, l, width)
+        width = widths[l]
+        if rule.rank is None or rule.at(l) is not rule:
+            ranks[l], was_capped = width, False
+        else:
+            ranks[l], was_capped = resolve_rank(rule.rank, l, width, blocks[l])
         if was_capped:
             capped.append(l)
+        if rule.at(l) is not rule:
+            drawn[l] = (None, 1.0)
+            continue
         gain = math.sqrt(width / ranks[l]) if rule.gain == "full_rank" else 1.0
         P = rule.reader.initial(ranks[l], width, stream(seed, "P", l))
         if P is not None and np.shape(P) != (ranks[l], width):

@@ -47,8 +47,7 @@ class Zero(Mirror):
 
     def carry(self, view: View) -> Any:
         """Return a zero error at the layer's input."""
-        xp = namespace(view.delta)
-        return xp.zeros((*view.delta.shape[:-1], view.cache.shape[-1]), dtype=view.delta.dtype)
+        return namespace(view.delta).zeros(view.cache.shape, dtype=view.delta.dtype)
 
 
 def draw(start: Any, scale: float | None, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

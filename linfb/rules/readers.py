@@ -119,13 +119,13 @@ class Oja(Reader):
 
     def gradient(self, view: View) -> Any:
         """Return :math:`-PC(I - P^T P)`, shape (rank, out)."""
-        P, batch = view.channel.P, view.delta.shape[-2]
-        rows = view.targets if self.on == "labels" and view.targets is not None else view.delta * batch
+        P, labels = view.channel.P, self.on == "labels" and view.targets is not None
+        rows = view.flat(view.targets) if labels else view.flat(view.delta) * view.samples
         if self.covariance == "normalised":
             rows = _normalised(rows)
         z = rows @ transpose(P)
         z_transposed = transpose(z)
-        return ((z_transposed @ z) @ P - z_transposed @ rows) / batch
+        return ((z_transposed @ z) @ P - z_transposed @ rows) / rows.shape[-2]
 
 
 def _normalised(rows: Any) -> Any:
@@ -173,7 +173,7 @@ class Local(Reader):
     def gradient(self, view: View) -> Any:
         """Return the gradient of P, shape (rank, out); errors are d loss / d output, hence the sign."""
         activity = view.layer.forward(view.channel.Q, view.cache)[0]
-        return transpose(activity) @ view.delta
+        return transpose(view.flat(activity)) @ view.flat(view.delta)
 
 
 @dataclass(frozen=True)

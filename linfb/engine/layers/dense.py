@@ -7,22 +7,26 @@ from typing import Any
 
 from jaxtyping import Float
 
+from linfb._threads import columns, rows
 from linfb.backend import transpose
+from linfb.engine.layers.base import Kernel
 
 __all__ = ["Dense"]
 
 
 @dataclass(frozen=True)
-class Dense:
-    r"""Fully connected layer without bias, :math:`y = x W^\top` for samples in rows.
+class Dense(Kernel):
+    r"""Fully connected layer without bias, :math:`y = x W^\top`, on the last axis of its input.
 
-    Every function broadcasts over leading axes of its arguments, so that an ensemble of networks (a leading run
-    axis) is one call.
+    Kernels with a leading run axis make an ensemble of networks one call; then all arrays have that axis first.
 
     Parameters
     ----------
     n_in, n_out : int
         Widths; the kernel has shape (out, in).
+    blocks : int
+        Number of equal parts that the outputs consist of, such as 3 for queries, keys and values; a plain rank of a
+        channel counts for each.
 
     Examples
     --------
@@ -35,24 +39,40 @@ class Dense:
 
     n_in: int
     n_out: int
+    blocks: int = 1
+
+    @property
+    def kernel_shape(self) -> tuple[int, ...]:
+        """Shape of the weights, (out, in)."""
+        return self.n_out, self.n_in
+
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape with the last axis changed."""
+        if not shape or shape[-1] != self.n_in:
+            raise ValueError(f"{self} takes {self.n_in} features on the last axis, got shape {shape}")
+        return *shape[:-1], self.n_out
+
+    def probes(self, xp: Any, dtype: Any) -> Float[Any, "in in"]:
+        """Return one unit input per feature."""
+        return xp.eye(self.n_in, dtype=dtype)
 
     def forward(
         self, kernel: Float[Any, "*run out in"], x: Float[Any, "*batch in"]
     ) -> tuple[Float[Any, "*rows out"], Float[Any, "*batch in"]]:
         """Return the output and what :meth:`grad` needs later (the input)."""
-        return x @ transpose(kernel), x
+        return rows(x, transpose(kernel)), x
 
     def grad(
         self, kernel: Float[Any, "*run out in"], cache: Float[Any, "*batch in"], delta: Float[Any, "*rows out"]
     ) -> Float[Any, "*any out in"]:
-        """Return the gradient of a kernel, summed over the batch: error times input, the same under every rule."""
-        return transpose(delta) @ cache
+        """Return the gradient of a kernel, summed over all rows: error times input, the same under every rule."""
+        return columns(delta, cache) if kernel.ndim == 2 else transpose(delta) @ cache
 
     def pull(
         self, kernel: Float[Any, "*run out in"], cache: Any, delta: Float[Any, "*rows out"]
     ) -> Float[Any, "*any in"]:
         """Return the error at the layer's input: the adjoint of :meth:`forward`, for any kernel."""
-        return delta @ kernel
+        return rows(delta, kernel)
 
     def compose(self, P: Float[Any, "*run rank out"], kernel: Float[Any, "*run out in"]) -> Float[Any, "*run rank in"]:
         """Return the kernel of this layer followed by a map P of its output features."""
