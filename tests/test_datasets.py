@@ -59,7 +59,7 @@ def test_digits_with_another_content_are_refused(monkeypatch):
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"name must be one of 'digits', .* got 'imagenet'"):
         load_dataset("imagenet")
-    assert DATASET_NAMES == ("digits", "mnist", "cifar10", "cifar100")
+    assert DATASET_NAMES == ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn")
 
 
 def test_a_root_that_is_no_path_is_named():

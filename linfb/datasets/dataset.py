@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from linfb._checks import real_array
+from linfb._checks import integer, real_array
 from linfb.datasets.splits import Samples, Splits, moments, split_indices, standardised
 
 __all__ = ["Dataset"]
@@ -121,6 +121,81 @@ class Dataset:
         """Number of classes."""
         return len(self.class_names)
 
+    def grey(self) -> Dataset:
+        r"""Return the same images in grey; those that are grey already stay as they are.
+
+        .. math:: Y = 0.299\, R + 0.587\, G + 0.114\, B
+
+        Returns
+        -------
+        Dataset
+            With one channel. Bytes stay bytes: Y is computed exactly and rounded to the nearest one, halves up.
+
+        Raises
+        ------
+        ValueError
+            If the inputs are vectors, or images with a number of channels other than 1 or 3.
+
+        Examples
+        --------
+        >>> colours = np.array([[[255, 0, 0], [0, 255, 0], [0, 0, 255]]], np.uint8)[None]
+        >>> Dataset.from_arrays(colours, [0], colours, [0]).grey().train_images[0, ..., 0]
+        array([[ 76, 150,  29]], dtype=uint8)
+        """
+        if len(self.shape) != 3 or self.shape[2] not in (1, 3):
+            raise ValueError(f"grey() needs images (height, width, 1 or 3 channels), but they have shape {self.shape}")
+        if self.shape[2] == 1:
+            return self
+        return replace(
+            self,
+            name=f"{self.name}-grey",
+            train_images=_luma(self.train_images),
+            test_images=_luma(self.test_images),
+            provenance={**self.provenance, "grey": "0.299 R + 0.587 G + 0.114 B"},
+        )
+
+    def classes(self, labels: int | Sequence[int]) -> Dataset:
+        """Return the images of some classes only, relabelled from 0.
+
+        Parameters
+        ----------
+        labels : int or sequence of int
+            How many classes, from the first; or which, in the order of their new labels.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a label is not an integer, not a class or there twice, or if none is given.
+
+        Examples
+        --------
+        >>> from linfb.datasets import load_dataset
+        >>> odd = load_dataset("digits").classes([1, 3, 5, 7, 9])
+        >>> odd.name, odd.class_names, int(odd.train_labels.max())
+        ('digits-5-classes', ('1', '3', '5', '7', '9'), 4)
+        """
+        if isinstance(labels, Sequence) and not isinstance(labels, str):
+            chosen = [integer("labels", label, at_least=0, at_most=self.n_classes - 1) for label in labels]
+        else:
+            chosen = list(range(integer("labels", labels, at_least=1, at_most=self.n_classes)))
+        if not chosen or len(set(chosen)) != len(chosen):
+            raise ValueError(f"labels must be different classes, at least one, got {chosen}")
+        new = np.full(self.n_classes, -1)
+        new[chosen] = np.arange(len(chosen))
+        parts: dict[str, np.ndarray] = {}
+        for part in ("train", "test"):
+            relabelled = new[getattr(self, f"{part}_labels")]
+            parts[f"{part}_labels"] = relabelled[relabelled >= 0]
+            parts[f"{part}_images"] = getattr(self, f"{part}_images")[relabelled >= 0]
+        before = f"{self.provenance['classes']}; of these " if "classes" in self.provenance else ""
+        return replace(
+            self,
+            name=f"{self.name}-{len(chosen)}-classes",
+            class_names=tuple(self.class_names[label] for label in chosen),
+            provenance={**self.provenance, "classes": before + ", ".join(map(str, chosen))},
+            **parts,
+        )
+
     def splits(
         self,
         *,
@@ -181,6 +256,7 @@ class Dataset:
             mean=mean,
             std=std,
             class_names=self.class_names,
+            image_shape=self.shape if len(self.shape) == 3 else None,
         )
 
 
@@ -189,6 +265,17 @@ def _own(part: str, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
     pixels = _images(f"{part}_images", images).copy()
     pixels = pixels[..., None] if pixels.ndim == 3 else pixels
     return pixels, _labels(f"{part}_labels", labels, len(pixels), None).copy()
+
+
+def _luma(images: np.ndarray) -> np.ndarray:
+    """Return (sample, height, width, 1) from (sample, height, width, 3)."""
+    if images.dtype != np.uint8:
+        return (images @ np.array([0.299, 0.587, 0.114], images.dtype))[..., None]
+    result = np.empty((*images.shape[:3], 1), np.uint8)
+    for rows in (slice(start, start + 256) for start in range(0, len(images), 256)):
+        red, green, blue = (images[rows, ..., channel].astype(np.uint32) for channel in range(3))
+        result[rows, ..., 0] = (299 * red + 587 * green + 114 * blue + 500) // 1000
+    return result
 
 
 def _images(name: str, images: Any) -> np.ndarray:

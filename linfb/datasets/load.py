@@ -27,9 +27,10 @@ def load_dataset(name: str = "digits", *, root: str | os.PathLike | None = None,
 
     Parameters
     ----------
-    name : {"digits", "mnist", "cifar10", "cifar100"}
+    name : {"digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn"}
         "digits" ships with scikit-learn (1797 images of 8 x 8 pixels, values 0 to 16) and needs no files; its test
-        part is a fixed stratified fifth. The others are :cite:t:`lecun1998` and :cite:t:`krizhevsky2009`.
+        part is a fixed stratified fifth. The others are those of :cite:t:`lecun1998`, :cite:t:`xiao2017`,
+        :cite:t:`krizhevsky2009` and :cite:t:`netzer2011` (cropped digits, without the "extra" ones).
     root : path, optional
         The folder that holds the data set, or the folder of the data set itself. If None: the environment variable
         LINFB_DATA, then the cache of earlier downloads.
@@ -52,7 +53,8 @@ def load_dataset(name: str = "digits", *, root: str | os.PathLike | None = None,
     Notes
     -----
     Files may be plain, .gz or .xz, or (CIFAR) the authors' tar archive, which is read without unpacking it. CIFAR's
-    pickles are read by :func:`linfb.datasets.pickles.read_pickle`, which executes nothing.
+    pickles are read by :func:`linfb.datasets.pickles.read_pickle`, which executes nothing; SVHN's MATLAB files, whose
+    checksums are known to be right by then, by SciPy.
 
     Examples
     --------

@@ -1,7 +1,8 @@
 """What the known data sets consist of: their files, checksums, usual folders and addresses.
 
 Checksums are of the *decompressed* files, so a copy may be plain, gzip or xz. MNIST and CIFAR-10 were hashed here from
-copies whose MD5 is the published one; of the complete CIFAR-100 only published MD5 sums are known.
+copies whose MD5 is the published one; of the others only published sums are known. Those of Fashion-MNIST and SVHN were
+each found in at least two independent places that agree.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import numpy as np
 
 from linfb.datasets.cifar import parse_batch, parse_names
 from linfb.datasets.idx import parse_idx
+from linfb.datasets.matlab import parse_svhn
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST", "SOURCES", "Download", "Source"]
+__all__ = ["CIFAR10", "CIFAR100", "FASHION_MNIST", "MNIST", "SOURCES", "SVHN", "Download", "Source"]
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,8 @@ class Source:
     Parameters
     ----------
     folders : tuple of str
-        Where the files usually lie below the root: first the root itself, second where downloads go.
+        Where the files usually lie below the root, in the order in which they are looked for; downloads go to the
+        second.
     editions : mapping from name to (mapping from file to checksum)
         The known contents; every edition has the same files.
     limits : mapping from file to int
@@ -67,28 +70,53 @@ class Source:
         return {edition: checksums[file] for edition, checksums in self.editions.items()}
 
 
-def _assemble_mnist(parts: Mapping[str, np.ndarray]) -> tuple:
-    train, test = parts["train-images-idx3-ubyte"], parts["t10k-images-idx3-ubyte"]
-    labels = [parts[f"{part}-labels-idx1-ubyte"].astype(np.int64) for part in ("train", "t10k")]
-    return train[..., None], labels[0], test[..., None], labels[1], tuple(map(str, range(10)))
+_DIGITS = tuple(map(str, range(10)))
 
 
-_MNIST_SHA256 = {  # of the compressed originals (for downloads) and of their contents
+def _mnist_like(
+    name: str,
+    folders: tuple[str, ...],
+    checksums: Mapping[str, tuple[str, str]],
+    addresses: tuple[str, ...],
+    class_names: tuple[str, ...],
+) -> Source:
+    """Return a source of MNIST's files: by file the checksums of the compressed original and of its content."""
+
+    def assemble(parts: Mapping[str, np.ndarray]) -> tuple:
+        train, test = parts["train-images-idx3-ubyte"], parts["t10k-images-idx3-ubyte"]
+        labels = [parts[f"{part}-labels-idx1-ubyte"].astype(np.int64) for part in ("train", "t10k")]
+        return train[..., None], labels[0], test[..., None], labels[1], class_names
+
+    return Source(
+        folders=folders,
+        editions={name: {file: content for file, (_, content) in checksums.items()}},
+        limits={file: 64 * 2**20 if "images" in file else 2**17 for file in checksums},
+        downloads=tuple(
+            Download(f"{file}.gz", packed, tuple(f"{base}{file}.gz" for base in addresses))
+            for file, (packed, _) in checksums.items()
+        ),
+        archive_folder=None,
+        parse=lambda file, content: parse_idx(content, 3 if "images" in file else 1),
+        assemble=assemble,
+    )
+
+
+_MNIST_CHECKSUMS = {
     "train-images-idx3-ubyte": (
-        "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-        "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        "sha256:440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+        "sha256:ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
     ),
     "train-labels-idx1-ubyte": (
-        "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-        "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        "sha256:3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+        "sha256:65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
     ),
     "t10k-images-idx3-ubyte": (
-        "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-        "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        "sha256:8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+        "sha256:0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
     ),
     "t10k-labels-idx1-ubyte": (
-        "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-        "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        "sha256:f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+        "sha256:ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
     ),
 }
 _MNIST_ADDRESSES = (  # two mirrors, then the authors' own page, which often refuses
@@ -96,17 +124,37 @@ _MNIST_ADDRESSES = (  # two mirrors, then the authors' own page, which often ref
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
     "http://yann.lecun.com/exdb/mnist/",
 )
-MNIST = Source(
-    folders=(".", "mnist", "MNIST", "MNIST/raw", "raw"),
-    editions={"mnist": {file: f"sha256:{content}" for file, (_, content) in _MNIST_SHA256.items()}},
-    limits={file: 64 * 2**20 if "images" in file else 2**17 for file in _MNIST_SHA256},
-    downloads=tuple(
-        Download(f"{file}.gz", f"sha256:{packed}", tuple(f"{base}{file}.gz" for base in _MNIST_ADDRESSES))
-        for file, (packed, _) in _MNIST_SHA256.items()
+MNIST = _mnist_like("mnist", (".", "mnist", "MNIST", "MNIST/raw", "raw"), _MNIST_CHECKSUMS, _MNIST_ADDRESSES, _DIGITS)
+
+_FASHION_CHECKSUMS = {
+    "train-images-idx3-ubyte": (
+        "sha256:3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+        "md5:f4a8712d7a061bf5bd6d2ca38dc4d50a",
     ),
-    archive_folder=None,
-    parse=lambda file, content: parse_idx(content, 3 if "images" in file else 1),
-    assemble=_assemble_mnist,
+    "train-labels-idx1-ubyte": (
+        "sha256:a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+        "md5:9018921c3c673c538a1fc5bad174d6f9",
+    ),
+    "t10k-images-idx3-ubyte": (
+        "sha256:346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+        "md5:8181f5470baa50b63fa0f6fddb340f0a",
+    ),
+    "t10k-labels-idx1-ubyte": (
+        "sha256:67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+        "md5:15d484375f8d13e6eb1aabb0c3f46965",
+    ),
+}
+_FASHION_ADDRESSES = (  # the authors' repository, then their server, which knows no https
+    "https://raw.githubusercontent.com/zalandoresearch/fashion-mnist/master/data/fashion/",
+    "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+)
+FASHION_MNIST = _mnist_like(
+    "fashion-mnist",
+    # the files are named as those of MNIST, so that the folders of the name go before the root itself
+    ("FashionMNIST/raw", "fashion-mnist", "FashionMNIST", "fashion_mnist", ".", "raw"),
+    _FASHION_CHECKSUMS,
+    _FASHION_ADDRESSES,
+    ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 
 
@@ -185,4 +233,29 @@ CIFAR100 = Source(
     assemble=lambda parts: (*parts["train"], *parts["test"], parts["meta"]),
 )
 
-SOURCES: Mapping[str, Source] = {"mnist": MNIST, "cifar10": CIFAR10, "cifar100": CIFAR100}
+_SVHN_SHA256 = {
+    "train_32x32.mat": "435e94d69a87fde4fd4d7f3dd208dfc32cb6ae8af2240d066de1df7508d083b8",
+    "test_32x32.mat": "cdce80dfb2a2c4c6160906d0bd7c68ec5a99d7ca4831afa54f09182025b6a75b",
+}
+_SVHN_ADDRESS = "ufldl.stanford.edu/housenumbers/"
+SVHN = Source(
+    folders=(".", "svhn", "SVHN"),
+    editions={"svhn": {file: f"sha256:{value}" for file, value in _SVHN_SHA256.items()}},
+    limits={"train_32x32.mat": 192 * 2**20, "test_32x32.mat": 64 * 2**20},
+    downloads=tuple(
+        Download(file, f"sha256:{value}", tuple(f"{scheme}://{_SVHN_ADDRESS}{file}" for scheme in ("https", "http")))
+        for file, value in _SVHN_SHA256.items()
+    ),
+    archive_folder=None,
+    parse=lambda file, content: parse_svhn(content),
+    assemble=lambda parts: (*parts["train_32x32.mat"], *parts["test_32x32.mat"], _DIGITS),
+)
+
+SOURCES: Mapping[str, Source] = {
+    "mnist": MNIST,
+    "fashion-mnist": FASHION_MNIST,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "svhn": SVHN,
+}
+"""By the names that :func:`linfb.datasets.load_dataset` takes."""

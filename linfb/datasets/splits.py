@@ -12,7 +12,7 @@ import numpy as np
 from linfb._checks import choice, integer, real
 from linfb.backend import stream
 
-__all__ = ["Samples", "Splits", "moments", "split_indices", "standardised"]
+__all__ = ["Samples", "Splits", "inverse", "moments", "split_indices", "standardised"]
 
 _ROWS = 256  # images handled at a time, so that float copies stay small (and in the cache)
 
@@ -23,7 +23,9 @@ class Samples(NamedTuple):
     Attributes
     ----------
     x : numpy.ndarray of float, shape (sample, feature) or (sample, height, width, channel)
+        For text tokens: int64, shape (sample, length).
     y : numpy.ndarray of int64, shape (sample,)
+        For text of the shape of x.
     """
 
     x: np.ndarray
@@ -32,17 +34,19 @@ class Samples(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Splits:
-    """The three parts of a data set; made by :meth:`linfb.datasets.Dataset.splits`.
+    """The three parts of a data set; made by ``splits`` of :class:`linfb.datasets.Dataset` or a text.
 
     Parameters
     ----------
     train, validation, test : Samples
         Standardised inputs and labels. The epoch is chosen on `validation`; `test` is looked at once.
     train_indices, validation_indices : numpy.ndarray of int64
-        Rows of the data set's training images, rising.
+        Rows of the data set's training images, or numbers of windows of a text; rising.
     mean, std : numpy.ndarray
         What was subtracted and divided by, broadcast against one image; from `train` only.
     class_names : tuple of str
+    image_shape : tuple of int, optional
+        Shape of one image, (height, width, channel), in either layout; None if the inputs are not images.
     """
 
     train: Samples
@@ -53,6 +57,7 @@ class Splits:
     mean: np.ndarray
     std: np.ndarray
     class_names: tuple[str, ...]
+    image_shape: tuple[int, ...] | None = None
 
     @property
     def n_classes(self) -> int:
@@ -156,8 +161,9 @@ def moments(images: np.ndarray, indices: np.ndarray, per: str) -> tuple[np.ndarr
     if per == "none":
         return np.zeros(images.shape[-1:]), np.ones(images.shape[-1:])
     axes = () if per == "pixel" else tuple(range(images.ndim - 2))  # of the average over rows
-    mean = (sum(chunk.sum(axis=0) for chunk in _chunks(images, indices)) / len(indices)).mean(axis=axes)
-    square = sum(np.square(chunk - mean).sum(axis=0) for chunk in _chunks(images, indices)) / len(indices)
+    start = np.zeros(images.shape[1:])
+    mean = (sum((chunk.sum(axis=0) for chunk in _chunks(images, indices)), start) / len(indices)).mean(axis=axes)
+    square = sum((np.square(chunk - mean).sum(axis=0) for chunk in _chunks(images, indices)), start) / len(indices)
     return mean, np.sqrt(square.mean(axis=axes))
 
 
@@ -192,10 +198,15 @@ def standardised(
     choice("layout", layout, ("flat", "image"))
     given = dtype if isinstance(dtype, str) else np.dtype(dtype).name
     dtype = np.dtype(choice("dtype", given, ("float32", "float64")))
-    gain = np.divide(1.0, std, out=np.zeros_like(std), where=std > 0).astype(dtype)
+    gain = inverse(std).astype(dtype)
     result = np.empty((len(indices), *images.shape[1:]), dtype)
     for start in range(0, len(indices), _ROWS):
         rows = slice(start, start + _ROWS)
         np.subtract(images[indices[rows]], mean, out=result[rows], casting="same_kind")
         result[rows] *= gain
     return result.reshape(len(indices), math.prod(images.shape[1:])) if layout == "flat" else result
+
+
+def inverse(std: np.ndarray) -> np.ndarray:
+    """Return 1/std, and 0 where `std` is 0."""
+    return np.divide(1.0, std, out=np.zeros_like(std), where=std > 0)
