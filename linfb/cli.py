@@ -13,7 +13,14 @@ from linfb import __version__
 
 __all__ = ["main"]
 
-_OPTIMISERS = ("sgd", "adam", "amsgrad", "adamw")
+_OPTIMISERS = ("sgd", "rmsprop", "adam", "amsgrad", "adamw", "muon")
+_MODELS = ("mlp", "vgg", "resnet18", "resnet20", "vit", "retina", "decoder")
+_AUGMENTATIONS = ("crop", "flip", "rotation", "cutout", "autoaugment")
+_OBSERVABLES = (
+    "alignment", "captured_energy", "subspace_distance", "update_rank", "mirror_alignment", "mirror_stability",
+)  # fmt: skip
+_SCHEDULES = ("constant", "exponential", "step", "cosine")
+_DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "text")
 _READERS = ("identity", "fixed", "oja", "local", "normative")
 _MIRRORS = ("exact", "zero", "fixed", "kolen_pollack", "weight_mirror", "normative")
 _RULES = (
@@ -43,41 +50,64 @@ class _Rank(click.ParamType):
             self.fail(f"{value!r} is not a rank: give 10, 0.125 or 1:64,2:64,3:10", param, ctx)
 
 
-class _Widths(click.ParamType):
-    """Widths of the hidden layers, with commas."""
+class _Integers(click.ParamType):
+    """Whole numbers with commas."""
 
-    name = "widths"
+    name = "integers"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         if not isinstance(value, str):
             return value
         try:
-            return tuple(int(width) for width in value.split(","))
+            return tuple(int(entry) for entry in value.split(","))
         except ValueError:
-            self.fail(f"{value!r} is not a list of widths: give 512,512,512", param, ctx)
+            self.fail(f"{value!r} is not a list of whole numbers such as 512,512,512", param, ctx)
 
 
-class _Part(click.ParamType):
-    """A reader or a mirror: its name, and settings after a colon."""
+class _Named(click.ParamType):
+    """A name, and settings after a colon: a mapping from `name` to settings."""
 
     def __init__(self, name: str, names: tuple[str, ...]) -> None:
         self.name, self.names = name, names
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        chosen, _, settings = value.partition(":")
+        if chosen not in self.names:
+            self.fail(f"{chosen!r} is not one of {', '.join(self.names)}", param, ctx)
+        pairs = [entry.partition("=") for entry in settings.split(",")] if settings else []
+        if incomplete := [entry for entry, sign, _ in pairs if not sign]:
+            self.fail(f"{value!r}: {incomplete[0]!r} is no setting such as rate=5", param, ctx)
+        try:
+            return self.made(chosen, {key: _setting(text) for key, _, text in pairs})
+        except (TypeError, ValueError) as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+    def made(self, chosen: str, settings: dict[str, Any]) -> Any:
+        """Return what the option stands for."""
+        return chosen, settings
+
+
+class _Part(_Named):
+    """A reader or a mirror."""
+
+    def made(self, chosen: str, settings: dict[str, Any]) -> Any:
         from linfb.rules import mirrors, readers
 
         module: Any = {"reader": readers, "mirror": mirrors}[self.name]
-        chosen, _, settings = value.partition(":")
         parts = {getattr(module, entry).name: getattr(module, entry) for entry in module.__all__}
-        if chosen not in self.names:
-            self.fail(f"{chosen!r} is not one of {', '.join(self.names)}", param, ctx)
-        try:
-            pairs = [entry.partition("=") for entry in settings.split(",")] if settings else []
-            if incomplete := [entry for entry, sign, _ in pairs if not sign]:
-                self.fail(f"{value!r}: {incomplete[0]!r} is no setting such as rate=5", param, ctx)
-            return parts[chosen](**{key: _setting(text) for key, _, text in pairs})
-        except (TypeError, ValueError) as error:
-            self.fail(f"{value!r}: {error}", param, ctx)
+        return parts[chosen](**settings)
+
+
+class _Augmentation(_Named):
+    """A random change of images."""
+
+    def made(self, chosen: str, settings: dict[str, Any]) -> Any:
+        from linfb.datasets import augmentation
+
+        names = {"crop": "RandomCrop", "flip": "RandomFlip", "rotation": "RandomRotation", "cutout": "Cutout"}
+        return getattr(augmentation, names.get(chosen, "AutoAugment"))(**settings)
 
 
 def _number(text: str) -> int | float:
@@ -86,7 +116,7 @@ def _number(text: str) -> int | float:
 
 def _setting(text: str) -> Any:
     try:
-        return float(text)
+        return _number(text)
     except ValueError:
         return text
 
@@ -131,37 +161,51 @@ def rules_command() -> None:
 
 
 @main.command("train")
-@click.option("--model", type=click.Choice(["mlp"]), default="mlp", show_default=True)
-@click.option("--hidden", type=_Widths(), default="512,512,512", show_default=True, help="Hidden widths of the MLP.")
-@click.option("--norm", type=click.Choice(["batch", "none"]), default="batch", show_default=True)
 @click.option(
-    "--data", "data_name", type=click.Choice(["digits", "mnist", "cifar10", "cifar100"]), default="digits",
-    show_default=True,
+    "--model", type=_Named("model", _MODELS), default="mlp", show_default=True,
+    help="With settings, e.g. vit:width=128,depth=4,heads=4.",
 )  # fmt: skip
+@click.option("--hidden", type=_Integers(), default="512,512,512", show_default=True, help="Hidden widths of the MLP.")
+@click.option("--norm", type=click.Choice(["batch", "none"]), help="Of mlp, vgg and retina.  [default: the model's]")
+@click.option("--data", "data_name", type=click.Choice(_DATA), default="digits", show_default=True)
 @click.option("--data-root", type=click.Path(path_type=Path), help="Folder of the data; default: LINFB_DATA.")
 @click.option("--download", is_flag=True, help="Fetch missing data from their authors.")
+@click.option("--text", type=click.Path(dir_okay=False, path_type=Path), help="The file for --data text.")
+@click.option("--length", type=click.IntRange(1), help="Characters in a sample of text.  [default: 128]")
+@click.option("--grey", is_flag=True, help="Images without colours.")
+@click.option("--classes", type=click.IntRange(2), help="The first so many classes only.")
+@click.option("--augment", type=_Augmentation("augment", _AUGMENTATIONS), multiple=True, help="E.g. crop:padding=4.")
 @click.option("--validation", type=click.FloatRange(0, 1, min_open=True, max_open=True), default=0.1, show_default=True)
 @click.option("--rule", "rule_name", type=click.Choice(_RULES), default="low-rank", show_default=True)
 @click.option("--rank", type=_Rank(), help="10, a fraction such as 0.125, or per layer 1:64,2:64,3:10.")
 @click.option("--reader", type=_Part("reader", _READERS), help="E.g. oja or oja:on=labels,rate=5.")
 @click.option("--mirror", type=_Part("mirror", _MIRRORS), help="E.g. kolen_pollack or weight_mirror:rate=10.")
+@click.option("--layers", type=_Integers(), help="Kernel layers under the rule; the others do backpropagation.")
 @click.option("--epochs", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--batch-size", type=click.IntRange(1), default=128, show_default=True)
 @click.option("--optimizer", "optimizer_name", type=click.Choice(_OPTIMISERS), default="amsgrad", show_default=True)
 @click.option("--learning-rate", type=click.FloatRange(0, min_open=True), default=6e-4, show_default=True)
 @click.option("--weight-decay", type=click.FloatRange(0), default=0.0, show_default=True)
 @click.option("--lr-decay", type=click.FloatRange(0, 1, min_open=True), default=1.0, help="Factor after every epoch.")
+@click.option(
+    "--schedule", type=_Named("schedule", _SCHEDULES), help="E.g. cosine:warmup=2; in the place of --lr-decay."
+)
 @click.option("--momentum", type=click.FloatRange(0, 1, max_open=True), help="Of sgd.  [default: 0.9]")
+@click.option("--clip-norm", type=click.FloatRange(0, min_open=True), help="Largest norm of all gradients together.")
+@click.option("--error-clip", type=click.FloatRange(0, min_open=True), help="Largest entry of a carried error.")
+@click.option("--label-smoothing", type=click.FloatRange(0, 1, max_open=True), default=0.0)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--observe", type=click.Choice(["alignment", "captured_energy", "mirror_stability"]), multiple=True)
+@click.option("--observe", type=click.Choice(_OBSERVABLES), multiple=True)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float64"]), default="float32", show_default=True)
+@click.option("--products", type=click.Choice(["tf32", "bfloat16", "float16"]), help="Precision of matrix products.")
+@click.option("--threads", type=click.IntRange(1), help="On the CPU.  [default: as BLAS]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the result (netCDF).")
 @click.option("--checkpoint", type=click.Path(file_okay=False, path_type=Path), help="Folder to resume from.")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
-def train_command(model: str, **options: Any) -> None:
-    """Train a network on images under a learning rule; the epoch is chosen on validation, never on test."""
-    choices = {key: options[key] for key in ("rank", "reader", "mirror")}
+def train_command(**options: Any) -> None:
+    """Train a network under a learning rule; the epoch is chosen on validation, never on test."""
+    choices = {key: options[key] for key in ("rank", "reader", "mirror", "layers")}
     rule, optimizer = _rule(options["rule_name"], choices), _optimizer(options)
     out = options["out"]
     if out is not None and not out.absolute().parent.is_dir():
@@ -169,24 +213,59 @@ def train_command(model: str, **options: Any) -> None:
     data = _data(options)
 
     from linfb._errors import DivergenceError, InterruptedRun
-    from linfb.engine import Exponential, mlp, train
+    from linfb.engine import train
 
+    passed = (
+        "epochs", "batch_size", "error_clip", "label_smoothing", "seed", "observe", "device", "dtype", "products",
+        "threads", "checkpoint", "augment",
+    )  # fmt: skip
     try:
-        splits = data.splits(validation=options["validation"], dtype=options["dtype"])
-        network = mlp(
-            splits.shape[0], options["hidden"], splits.n_classes, norm=None if options["norm"] == "none" else "batch"
-        )
+        splits = _splits(data, options)
         result = train(
-            splits, network, rule, epochs=options["epochs"], batch_size=options["batch_size"], optimizer=optimizer,
-            schedule=Exponential(options["lr_decay"]), seed=options["seed"], observe=options["observe"],
-            device=options["device"], dtype=options["dtype"], progress=not options["quiet"],
-            checkpoint=options["checkpoint"], name=data.name,
+            splits, _network(splits, options), rule, optimizer=optimizer, schedule=_schedule(options),
+            progress=not options["quiet"], name=data.name, **{key: options[key] for key in passed},
         )  # fmt: skip
     except (DivergenceError, InterruptedRun) as stop:
         _stopped(stop, out)
     except (ImportError, RuntimeError, TypeError, ValueError) as error:
         raise _Refusal(str(error)) from error
     _report(result, out)
+
+
+def _splits(data: Any, options: Mapping[str, Any]) -> Any:
+    if options["data_name"] == "text":
+        return data.splits(dtype=options["dtype"])
+    layout = "flat" if options["model"][0] == "mlp" else "image"
+    return data.splits(validation=options["validation"], dtype=options["dtype"], layout=layout)
+
+
+def _network(splits: Any, options: Mapping[str, Any]) -> Any:
+    """Return the model for the data."""
+    from linfb.engine import architectures
+
+    name, settings = options["model"]
+    if (name == "decoder") != (options["data_name"] == "text"):
+        raise click.UsageError("--model decoder and --data text go together")
+    if options["norm"] is not None:
+        settings = {**settings, "norm": None if options["norm"] == "none" else "batch"}
+    if name == "mlp":
+        return architectures.mlp(splits.shape[0], options["hidden"], splits.n_classes, **settings)
+    constructor = architectures.vgg_like if name == "vgg" else getattr(architectures, name)
+    first = splits.shape[0] if name == "decoder" else splits.shape
+    return constructor(first, splits.n_classes, **settings)
+
+
+def _schedule(options: Mapping[str, Any]) -> Any:
+    from linfb.engine import schedules
+
+    if options["schedule"] is None:
+        return schedules.Exponential(options["lr_decay"])
+    name, settings = options["schedule"]
+    if options["lr_decay"] != 1.0:
+        raise click.UsageError("--lr-decay and --schedule exclude each other")
+    if name == "cosine":
+        settings = {"epochs": options["epochs"], **settings}
+    return getattr(schedules, name.capitalize())(**settings)
 
 
 def _optimizer(options: Mapping[str, Any]) -> Any:
@@ -197,16 +276,26 @@ def _optimizer(options: Mapping[str, Any]) -> Any:
         settings["momentum"] = 0.9 if options["momentum"] is None else options["momentum"]
     elif options["momentum"] is not None:
         raise click.UsageError(f"--momentum does not go with --optimizer {options['optimizer_name']}")
-    return getattr(engine, options["optimizer_name"])(options["learning_rate"], **settings)
+    optimiser = getattr(engine, options["optimizer_name"])(options["learning_rate"], **settings)
+    return engine.Optimizers(optimiser, clip_norm=options["clip_norm"])
 
 
 def _data(options: Mapping[str, Any]) -> Any:
-    from linfb.datasets import load_dataset
+    from linfb.datasets import load_dataset, load_text
 
+    name = options["data_name"]
+    if (name == "text") != (options["text"] is not None):
+        raise click.UsageError("--data text and --text FILE go together")
+    if name != "text" and options["length"] is not None:
+        raise click.UsageError("--length goes with --data text")
     try:
-        return load_dataset(options["data_name"], root=options["data_root"], download=options["download"])
+        if name == "text":
+            return load_text(options["text"], length=options["length"] or 128)
+        data = load_dataset(name, root=options["data_root"], download=options["download"])
+        data = data.grey() if options["grey"] else data
+        return data if options["classes"] is None else data.classes(options["classes"])
     except (OSError, ValueError) as error:
-        raise _Refusal(f"--data {options['data_name']}: {error}") from error
+        raise _Refusal(f"--data {name}: {error}") from error
 
 
 def _write(result: Any, out: Path | None) -> None:

@@ -197,7 +197,7 @@ def _augmentations(augment: Any, splits: Any) -> tuple[Any, ...]:
         raise TypeError(f"augment must be a sequence of augmentations, got {augment!r}")
     augmentations = tuple(augment)
     for entry in augmentations:
-        if not callable(entry):
+        if not callable(getattr(entry, "augment", None)):
             raise TypeError(f"augment must hold augmentations such as linfb.datasets.RandomFlip(), got {entry!r}")
     if augmentations and getattr(splits, "image_shape", None) is None:
         raise ValueError("augment is for images, and the data are none")
