@@ -1,0 +1,185 @@
+"""Normalisation and sums over rows in few passes over memory, compiled by numba, in slices for threads.
+
+Twins of :mod:`linfb.kernels.reference_norms`, where they are explained. Sums over rows are taken in double precision,
+slice by slice of a fixed number of rows and then in the order of the slices, whatever the number of threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from linfb._threads import for_slices
+
+__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad"]
+
+SLICE = 1 << 16
+_OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+
+
+def feature_sums(delta: Any) -> Any:
+    """Return the sums over all rows."""
+    rows = _rows(delta)
+    return _summed(rows, lambda first, last: _sums(rows[first:last])).astype(delta.dtype)
+
+
+def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
+    """Return the gradients of gain and shift."""
+    left, right = _rows(delta), _rows(normalised)
+    products, sums = _summed(left, lambda first, last: _products(left[first:last], right[first:last]))
+    return products.astype(delta.dtype), sums.astype(delta.dtype)
+
+
+def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any, Any, Any]:
+    """Normalise every feature over all rows, then apply gain and shift."""
+    rows = _rows(x)
+    counts, means, squares = (
+        np.stack(part) for part in zip(*_sliced(rows, lambda first, last: _moments(rows[first:last])), strict=True)
+    )
+    mean = np.sum(counts * means, axis=0) / len(rows)
+    variance = np.sum(squares + counts * (means - mean) ** 2, axis=0) / len(rows)
+    inverse = 1 / np.sqrt(variance + epsilon)
+    mean, variance, inverse = (moment.astype(x.dtype) for moment in (mean, variance, inverse))
+    y, normalised = np.empty_like(rows), np.empty_like(rows)
+
+    def apply(first: int, last: int) -> None:
+        _normalise(rows[first:last], mean, inverse, gain, shift, y[first:last], normalised[first:last])
+
+    _sliced(rows, apply)
+    return y.reshape(x.shape), normalised.reshape(x.shape), inverse, mean, variance
+
+
+def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
+    """Return the error at the input of :func:`batch_norm`."""
+    rows, scaled = _rows(delta), _rows(normalised)
+    slope, mean = (gradient / rows.dtype.type(len(rows)) for gradient in norm_grad(rows, scaled))
+    scale, out = gain * inverse_deviation, np.empty_like(rows)
+
+    def apply(first: int, last: int) -> None:
+        _project_features(rows[first:last], scaled[first:last], mean, slope, scale, out[first:last])
+
+    _sliced(rows, apply)
+    return out.reshape(delta.shape)
+
+
+def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any]:
+    """Normalise every row over its features, then apply gain and shift."""
+    rows = _rows(x)
+    y, normalised, inverse = np.empty_like(rows), np.empty_like(rows), np.empty(len(rows), rows.dtype)
+    added = rows.dtype.type(epsilon)
+
+    def apply(first: int, last: int) -> None:
+        _normalise_rows(rows[first:last], gain, shift, added, y[first:last], normalised[first:last], inverse[first:last])
+
+    _sliced(rows, apply)
+    return y.reshape(x.shape), normalised.reshape(x.shape), inverse.reshape(*x.shape[:-1], 1)
+
+
+def layer_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
+    """Return the error at the input of :func:`layer_norm`."""
+    rows, scaled, inverse = _rows(delta), _rows(normalised), inverse_deviation.reshape(-1)
+    out = np.empty_like(rows)
+
+    def apply(first: int, last: int) -> None:
+        _project_rows(rows[first:last], scaled[first:last], inverse[first:last], gain, out[first:last])
+
+    _sliced(rows, apply)
+    return out.reshape(delta.shape)
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+def _sliced(rows: np.ndarray, function: Callable[[int, int], Any]) -> list[Any]:
+    return for_slices(function, len(rows), max(1, SLICE // rows.shape[1]))
+
+
+def _summed(rows: np.ndarray, function: Callable[[int, int], Any]) -> np.ndarray:
+    return np.sum(np.stack(_sliced(rows, function)), axis=0)
+
+
+@njit(**_OPTIONS)
+def _sums(rows):
+    total = np.zeros(rows.shape[1])
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            total[j] += rows[i, j]
+    return total
+
+
+@njit(**_OPTIONS)
+def _products(delta, normalised):
+    total = np.zeros((2, delta.shape[1]))
+    products, sums = total[0], total[1]
+    for i in range(delta.shape[0]):
+        for j in range(delta.shape[1]):
+            d = np.float64(delta[i, j])
+            products[j] += d * normalised[i, j]
+            sums[j] += d
+    return total
+
+
+@njit(**_OPTIONS)
+def _moments(rows):
+    """Return the number of rows, and the mean and the summed squared deviation of every feature."""
+    count = np.full(1, np.float64(rows.shape[0]))
+    mean, squares = _sums(rows) / rows.shape[0], np.zeros(rows.shape[1])
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            deviation = rows[i, j] - mean[j]
+            squares[j] += deviation * deviation
+    return count, mean, squares
+
+
+@njit(**_OPTIONS)
+def _normalise(rows, mean, inverse, gain, shift, y, normalised):
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            value = (rows[i, j] - mean[j]) * inverse[j]
+            normalised[i, j] = value
+            y[i, j] = gain[j] * value + shift[j]
+
+
+@njit(**_OPTIONS)
+def _project_features(delta, normalised, mean, slope, scale, out):
+    for i in range(delta.shape[0]):
+        for j in range(delta.shape[1]):
+            out[i, j] = (delta[i, j] - mean[j] - normalised[i, j] * slope[j]) * scale[j]
+
+
+@njit(**_OPTIONS)
+def _normalise_rows(rows, gain, shift, epsilon, y, normalised, inverse):
+    n, kind = rows.shape[1], rows.dtype.type
+    one, share = kind(1), kind(1) / kind(rows.shape[1])
+    for i in range(rows.shape[0]):
+        total = kind(0)
+        for j in range(n):
+            total += rows[i, j]
+        mean, squares = total * share, kind(0)
+        for j in range(n):
+            deviation = rows[i, j] - mean
+            normalised[i, j] = deviation
+            squares += deviation * deviation
+        inverse[i] = one / np.sqrt(squares * share + epsilon)
+        for j in range(n):
+            value = normalised[i, j] * inverse[i]
+            normalised[i, j] = value
+            y[i, j] = gain[j] * value + shift[j]
+
+
+@njit(**_OPTIONS)
+def _project_rows(delta, normalised, inverse, gain, out):
+    n, kind = delta.shape[1], delta.dtype.type
+    for i in range(delta.shape[0]):
+        mean, slope = kind(0), kind(0)
+        for j in range(n):
+            error = delta[i, j] * gain[j]
+            mean += error
+            slope += error * normalised[i, j]
+        mean, slope = mean / kind(n), slope / kind(n)
+        for j in range(n):
+            out[i, j] = (delta[i, j] * gain[j] - mean - normalised[i, j] * slope) * inverse[i]
