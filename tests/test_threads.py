@@ -1,0 +1,89 @@
+"""Fixed slices on any number of threads: the same bits, and the caller's BLAS setting afterwards."""
+
+import threading
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info, threadpool_limits
+
+from linfb._threads import columns, for_slices, rows, sliced, threads
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def draw(*shape, dtype="float32"):
+    return np.random.default_rng(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (63, 300), (1000, 64), (5, 7, 64), (2, 3, 4, 10)])
+def test_products_are_the_plain_ones(shape):
+    x, matrix = draw(*shape, dtype="float64"), draw(shape[-1], 9, dtype="float64")
+    delta = draw(*shape[:-1], 70, dtype="float64")
+    plain = x.reshape(-1, shape[-1])
+    with threads(2):
+        y, gradient = rows(x, matrix), columns(delta, x)
+    assert y.shape == (*shape[:-1], 9)
+    assert np.allclose(y.reshape(-1, 9), plain @ matrix, rtol=0, atol=1e-12 * shape[-1])
+    assert np.allclose(gradient, delta.reshape(-1, 70).T @ plain, rtol=0, atol=1e-12 * len(plain))
+    assert np.array_equal(rows(x, matrix), x @ matrix)  # outside of a block: one plain product
+
+
+def test_bits_do_not_depend_on_the_number_of_threads_or_on_other_rows():
+    x, matrix, delta = draw(700, 576), draw(576, 10), draw(700, 130)
+    found = []
+    for n in (1, 2, 3, 5):
+        with threads(n):
+            found.append((rows(x, matrix), columns(delta, x), rows(x[:1], matrix), rows(x[3:20], matrix)))
+    for several in found[1:]:
+        assert all(np.array_equal(a, b) for a, b in zip(found[0], several, strict=True))
+    assert np.array_equal(found[0][2], found[0][0][:1])
+    assert np.array_equal(found[0][3], found[0][0][3:20])
+    with threadpool_limits(1):  # the reason for fixed blocks: a plain product of few rows rounds differently
+        assert not np.array_equal(x[:3] @ matrix, (x @ matrix)[:3])
+
+
+def test_the_callers_setting_comes_back_also_after_an_error():
+    before = blas_threads()
+    with threads(2):
+        assert set(blas_threads()) == {1}
+        assert sliced(np.ones(1))
+    assert blas_threads() == before
+    with pytest.raises(RuntimeError, match="inside"), threads(3):
+        raise RuntimeError("inside")
+    assert blas_threads() == before
+    assert not sliced(np.ones(1))
+
+
+def test_slices_come_back_in_order_from_several_threads():
+    meet = threading.Barrier(2, timeout=10)
+
+    def piece(start, stop):
+        if start < 14:
+            meet.wait()  # two slices are at work at once, or this fails
+        assert not sliced(np.ones(1))
+        return start, stop, threading.get_ident()
+
+    with threads(2):
+        found = for_slices(piece, 20, 7)
+    assert [entry[:2] for entry in found] == [(0, 7), (7, 14), (14, 20)]
+    assert len({entry[2] for entry in found}) == 2
+    assert for_slices(lambda a, b: b - a, 0, 7) == []
+
+
+def test_an_error_in_a_slice_is_raised():
+    def piece(start, stop):
+        if start:
+            raise ZeroDivisionError(start)
+
+    for n in (1, 2):
+        with threads(n), pytest.raises(ZeroDivisionError):
+            for_slices(piece, 20, 7)
+
+
+def test_bad_numbers_of_threads():
+    with pytest.raises(ValueError, match="threads"), threads(0):
+        pass
+    with pytest.raises(TypeError, match="threads"), threads(1.5):
+        pass
