@@ -1,11 +1,13 @@
-"""Small files in the formats of MNIST and CIFAR, and damaged copies of them; for the tests of linfb.datasets."""
+"""Small files in the formats of MNIST, CIFAR and SVHN, and damaged copies of them; for the tests of linfb.datasets."""
 
 import gzip
+import io
 import lzma
 import struct
 
 import numpy as np
 from hypothesis import strategies as st
+from scipy.io import savemat
 
 PACK = {"": bytes, ".gz": lambda data: gzip.compress(data, mtime=0), ".xz": lzma.compress}
 
@@ -53,6 +55,12 @@ def batch(images, labels):
 def idx(values):
     values = np.asarray(values, np.uint8)
     return bytes([0, 0, 8, values.ndim]) + struct.pack(f">{values.ndim}I", *values.shape) + values.tobytes()
+
+
+def mat(**variables):
+    buffer = io.BytesIO()
+    savemat(buffer, variables, do_compression=True)
+    return buffer.getvalue()
 
 
 def mutations(data):

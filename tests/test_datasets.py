@@ -246,6 +246,92 @@ def test_standardised_rows_follow_the_indices():
     np.testing.assert_array_equal(got, images[[5, 0]])
 
 
+# Grey images and some of the classes ------------------------------------------------------------------------------
+def test_grey_is_the_luma_rounded_to_the_nearest_byte():
+    pixels = RNG.integers(0, 256, (600, 3, 2, 3), dtype=np.uint8)  # more than one chunk
+    pixels[0, 0, 0] = 0, 4, 78  # 2348 + 8892 = 11240 thousandths
+    pixels[0, 0, 1] = 100, 50, 150  # 76350 thousandths
+    pixels[0, 1, 0] = 0, 0, 250  # 28500: half
+    pixels[0, 1, 1] = 255
+    data = Dataset.from_arrays(
+        pixels, np.arange(600) % 2, pixels[:4], [0, 1, 0, 1], name="colours", provenance={"a": "b"}
+    )
+    grey = data.grey()
+    assert (grey.name, grey.shape, grey.train_images.dtype) == ("colours-grey", (3, 2, 1), np.uint8)
+    assert grey.provenance == {"a": "b", "grey": "0.299 R + 0.587 G + 0.114 B"}
+    assert grey.train_images[0, :2, :, 0].tolist() == [[11, 76], [29, 255]]
+    for place in np.ndindex(600, 3, 2):
+        red, green, blue = map(int, pixels[place])
+        thousandths = 299 * red + 587 * green + 114 * blue
+        assert abs(1000 * int(grey.train_images[place][0]) - thousandths) <= 500
+    np.testing.assert_array_equal(grey.test_images, grey.train_images[:4])
+    np.testing.assert_array_equal(grey.train_labels, data.train_labels)
+    assert not np.array_equal(grey.train_images[..., 0], pixels.mean(axis=-1).round())  # equal weights are another grey
+
+
+def test_grey_floats_stay_floats_and_grey_images_as_they_are():
+    pixels = RNG.uniform(0, 1, (6, 2, 2, 3)).astype(np.float32)
+    grey = Dataset.from_arrays(pixels, [0, 1] * 3, pixels, [0, 1] * 3).grey()
+    assert grey.train_images.dtype == np.float32
+    np.testing.assert_allclose(
+        grey.train_images[..., 0], pixels @ np.array([0.299, 0.587, 0.114], np.float32), rtol=1e-6
+    )
+    assert grey.grey() is grey
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 4, 2), (4, 4, 4)])
+def test_what_has_no_colours_is_refused(shape):
+    with pytest.raises(ValueError, match=r"grey\(\) needs images .* but they have shape"):
+        Dataset.from_arrays(np.ones((4, *shape)), [0, 1] * 2, np.ones((2, *shape)), [0, 1]).grey()
+
+
+def test_first_classes_keep_their_images_and_names():
+    data = load_dataset("digits")
+    some = data.classes(4)
+    assert (some.name, some.class_names, some.n_classes) == ("digits-4-classes", ("0", "1", "2", "3"), 4)
+    assert some.provenance == {**data.provenance, "classes": "0, 1, 2, 3"}
+    for part in ("train", "test"):
+        labels = getattr(data, f"{part}_labels")
+        np.testing.assert_array_equal(getattr(some, f"{part}_images"), getattr(data, f"{part}_images")[labels < 4])
+        np.testing.assert_array_equal(getattr(some, f"{part}_labels"), labels[labels < 4], strict=True)
+    assert some.splits(validation=50).n_classes == 4
+
+
+def test_chosen_classes_are_relabelled_in_the_order_given():
+    data = example()
+    some = Dataset.from_arrays(
+        data.train_images, data.train_labels, data.test_images, data.test_labels, class_names=["a", "b", "c"]
+    ).classes([2, 0])
+    assert some.class_names == ("c", "a")
+    kept = data.train_labels != 1
+    np.testing.assert_array_equal(some.train_images, data.train_images[kept])
+    np.testing.assert_array_equal(some.train_labels, np.where(data.train_labels[kept] == 2, 0, 1))
+    again = some.classes([1])
+    assert again.class_names == ("a",)
+    assert again.provenance["classes"] == "2, 0; of these 1"
+    np.testing.assert_array_equal(again.train_images, data.train_images[data.train_labels == 0])
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (0, ValueError, "labels must be >= 1"),
+        (11, ValueError, "labels must be <= 10, got 11"),
+        (2.0, TypeError, "labels must be an integer"),
+        (True, TypeError, "labels must be an integer"),
+        ("cat", TypeError, "labels must be an integer, got 'cat'"),
+        ([], ValueError, r"labels must be different classes, at least one, got \[\]"),
+        ([1, 1], ValueError, r"labels must be different classes, at least one, got \[1, 1\]"),
+        ([0, 10], ValueError, "labels must be <= 9, got 10"),
+        ([-1], ValueError, "labels must be >= 0, got -1"),
+        (["0"], TypeError, "labels must be an integer"),
+    ],
+)
+def test_wrong_classes_are_named(labels, error, message):
+    with pytest.raises(error, match=message):
+        load_dataset("digits").classes(labels)
+
+
 # The user's own arrays --------------------------------------------------------------------------------------------
 def test_own_arrays_are_copied_and_read_only():
     images, labels = RNG.integers(0, 256, (6, 4, 4), dtype=np.uint8), np.array([0, 1, 2, 0, 1, 2], np.int8)
@@ -303,12 +389,15 @@ def test_wrong_arrays_are_named(change, error, message):
 # The package ----------------------------------------------------------------------------------------------------
 def test_import_is_light_and_names_are_lazy():
     code = (
-        "import sys, linfb.datasets as d; before = set(sys.modules); d.load_dataset; d.Dataset; "
-        "print([m for m in ('sklearn', 'pooch', 'scipy', 'numba', 'requests') if m in sys.modules], "
+        "import sys, linfb.datasets as d; before = set(sys.modules); d.load_dataset; d.Dataset; d.Text; d.RandomCrop; "
+        "d.AutoAugment(); heavy = ('sklearn', 'pooch', 'scipy', 'numba', 'requests', 'PIL', 'pydoc_data'); "
+        "print([m for m in heavy if m in sys.modules], "
         "'linfb.datasets.load' in before)"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.split() == ["[]", "False"]
     assert set(linfb.datasets.__all__) <= set(dir(linfb.datasets))
+    assert all(getattr(linfb.datasets, name) is not None for name in linfb.datasets.__all__)
+    assert set(linfb.datasets.__all__) == set(linfb.datasets._HOME)
     with pytest.raises(AttributeError, match="nothing"):
         _ = linfb.datasets.nothing

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from linfb.datasets import load, load_dataset, sources
 from linfb.datasets.files import checksum, fetch, locate, read_source
-from linfb.datasets.sources import CIFAR10, CIFAR100, MNIST, Download
+from linfb.datasets.sources import CIFAR10, CIFAR100, FASHION_MNIST, MNIST, SVHN, Download
 from tests.dataset_files import (
     PACK,
     batch,
@@ -28,6 +28,7 @@ from tests.dataset_files import (
     entries,
     idx,
     integer,
+    mat,
     mutations,
     result_or_refusal,
     sequence,
@@ -100,6 +101,54 @@ def test_small_mnist_is_found_and_read(tmp_path, monkeypatch, suffix, folder):
     assert data.train_labels.tolist() == [*range(10), 0, 1]
     assert data.test_labels.tolist() == [4, 0, 9]
     assert data.provenance == {file: sha256(content) for file, content in MNIST_FILES.items()}
+
+
+FASHION_FILES = {**MNIST_FILES, "t10k-labels-idx1-ubyte": idx([4, 0, 8])}
+
+
+@pytest.mark.parametrize("folder", FASHION_MNIST.folders)
+def test_fashion_mnist_is_not_taken_for_mnist(tmp_path, monkeypatch, folder):
+    monkeypatch.setitem(sources.SOURCES, "mnist", SMALL_MNIST)
+    monkeypatch.setitem(sources.SOURCES, "fashion-mnist", small(FASHION_MNIST, FASHION_FILES, "fashion-mnist"))
+    write(tmp_path / folder, FASHION_FILES, ".gz")
+    data = load_dataset("fashion-mnist", root=tmp_path)
+    assert (data.name, data.class_names[0], data.class_names[9]) == ("fashion-mnist", "T-shirt/top", "Ankle boot")
+    assert data.test_labels.tolist() == [4, 0, 8]
+    if folder in MNIST.folders:  # the files have the same names, and only the checksum tells
+        with pytest.raises(ValueError, match=r"t10k-labels.*: checksum sha256:\w+, expected sha256:\w+ \(small\)"):
+            load_dataset("mnist", root=tmp_path)
+    else:
+        write(tmp_path, MNIST_FILES)
+        assert load_dataset("mnist", root=tmp_path).test_labels.tolist() == [4, 0, 9]
+        assert load_dataset("fashion-mnist", root=tmp_path).test_labels.tolist() == [4, 0, 8]
+
+
+def test_real_checksums_of_fashion_mnist_and_svhn_refuse_other_files(tmp_path):
+    write(tmp_path, MNIST_FILES)
+    with pytest.raises(ValueError, match=r"checksum md5:\w+, expected md5:\w+ \(fashion-mnist\)"):
+        load_dataset("fashion-mnist", root=tmp_path)
+    write(tmp_path, SVHN_FILES)
+    with pytest.raises(ValueError, match=r"train_32x32.mat: checksum sha256:\w+, expected sha256:\w+ \(svhn\)"):
+        load_dataset("svhn", root=tmp_path)
+
+
+def svhn_file(labels):
+    pixels = RNG.integers(0, 256, (32, 32, 3, len(labels)), dtype=np.uint8)
+    return mat(X=pixels, y=np.array(labels, np.uint8)[:, None])
+
+
+SVHN_FILES = {"train_32x32.mat": svhn_file([1, 10, 3, 9]), "test_32x32.mat": svhn_file([10, 2])}
+
+
+@pytest.mark.parametrize("folder", SVHN.folders)
+def test_small_svhn_is_found_and_read(tmp_path, monkeypatch, folder):
+    write(tmp_path / folder, SVHN_FILES)
+    monkeypatch.setitem(sources.SOURCES, "svhn", small(SVHN, SVHN_FILES, "svhn"))
+    data = load_dataset("svhn", root=tmp_path)
+    assert (data.name, data.shape, data.class_names) == ("svhn", (32, 32, 3), tuple("0123456789"))
+    assert data.train_labels.tolist() == [1, 0, 3, 9]
+    assert data.test_labels.tolist() == [0, 2]
+    assert data.provenance == {file: sha256(content) for file, content in SVHN_FILES.items()}
 
 
 def check_cifar(data):

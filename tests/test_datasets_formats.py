@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from linfb.datasets.cifar import parse_batch, parse_names
 from linfb.datasets.files import decompress
 from linfb.datasets.idx import parse_idx
+from linfb.datasets.matlab import parse_svhn
 from linfb.datasets.pickles import read_pickle
 from tests.dataset_files import (
     PACK,
@@ -25,6 +26,7 @@ from tests.dataset_files import (
     entries,
     idx,
     integer,
+    mat,
     mutations,
     result_or_refusal,
     sequence,
@@ -290,6 +292,45 @@ def test_coarse_labels_are_checked_too():
         else:
             with pytest.raises(ValueError, match="'coarse_labels' must lie in 0 to 19"):
                 parse_batch(data, ("fine_labels", 100), (("coarse_labels", 20),))
+
+
+# SVHN's MATLAB files ------------------------------------------------------------------------------------------------
+SVHN_PIXELS = np.random.default_rng(1).integers(
+    0, 256, (32, 32, 3, 4), dtype=np.uint8
+)  # height, width, channel, sample
+SVHN_LABELS = np.array([[1], [10], [9], [2]], np.uint8)
+
+
+def test_svhn_reads_back_with_ten_as_zero():
+    images, labels = parse_svhn(mat(X=SVHN_PIXELS, y=SVHN_LABELS))
+    assert (images.shape, images.dtype, images.flags.c_contiguous) == ((4, 32, 32, 3), np.uint8, True)
+    for i, row, column in ((0, 3, 7), (3, 31, 0)):
+        np.testing.assert_array_equal(images[i, row, column], SVHN_PIXELS[row, column, :, i])
+    np.testing.assert_array_equal(labels, np.array([1, 0, 9, 2]), strict=True)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "not a MATLAB file"),
+        (b"MATLAB 5.0" * 30, "not a MATLAB file"),
+        (mat(X=SVHN_PIXELS, y=SVHN_LABELS)[:-40], "not a MATLAB file"),
+        (pickle.dumps(print), "not a MATLAB file"),
+        (mat(X=SVHN_PIXELS), "lacks the variable y"),
+        (mat(Y=SVHN_PIXELS), "lacks the variable X, y"),
+        (mat(X=SVHN_PIXELS.astype(float), y=SVHN_LABELS), r"X must be bytes of shape .* got float64"),
+        (mat(X=SVHN_PIXELS[:30], y=SVHN_LABELS), r"X must be bytes .* got uint8 of shape \(30, 32, 3, 4\)"),
+        (mat(X=SVHN_PIXELS[..., 0], y=SVHN_LABELS), r"X must be bytes .* got uint8 of shape \(32, 32, 3\)"),
+        (mat(X="text", y=SVHN_LABELS), "X must be bytes"),
+        (mat(X=SVHN_PIXELS, y=SVHN_LABELS[:3]), r"y must be integers of shape \(4, 1\), got uint8 of shape \(3, 1\)"),
+        (mat(X=SVHN_PIXELS, y=SVHN_LABELS + 0.5), "y must be integers"),
+        (mat(X=SVHN_PIXELS, y=SVHN_LABELS % 10), "y must lie in 1 to 10, got 0 to 9"),
+        (mat(X=SVHN_PIXELS, y=SVHN_LABELS + 1), "y must lie in 1 to 10, got 2 to 11"),
+    ],
+)
+def test_wrong_svhn_files_are_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        parse_svhn(data)
 
 
 # Compressed files ---------------------------------------------------------------------------------------------------

@@ -86,20 +86,19 @@ def augmented(x: Any, splits: Splits, augmentations: Sequence[Augmentation], key
         return x
     shape = splits.image_shape
     if shape is None:
-        raise ValueError(f"augmentations change images, but the inputs are vectors of shape {splits.shape}")
+        raise ValueError(f"augmentations change images, but the inputs are none: they have shape {splits.shape}")
     if x.shape[1:] != splits.shape:
         raise ValueError(f"x has inputs of shape {tuple(x.shape[1:])}, expected {splits.shape} as in splits")
-    xp = namespace(x)
+    xp, rows = namespace(x), (x.shape[0], math.prod(shape))  # sums along rows are far faster than along channels
 
-    def whole(values: np.ndarray) -> Any:
-        """Return one value for every entry of an input: far faster than a broadcast along three channels."""
-        return xp.asarray(np.broadcast_to(values, shape).reshape(x.shape[1:]), dtype=x.dtype)
+    def row(values: np.ndarray) -> Any:
+        return xp.asarray(np.broadcast_to(values, shape).reshape(-1), dtype=x.dtype)
 
-    mean = whole(splits.mean)
-    pixels = xp.reshape(x * whole(splits.std) + mean, (x.shape[0], *shape))
+    mean = row(splits.mean)
+    pixels = xp.reshape(xp.reshape(x, rows) * row(splits.std) + mean, (x.shape[0], *shape))
     for i, augmentation in enumerate(augmentations):
         pixels = augmentation.augment(pixels, key.at(i), xp.reshape(mean, shape))
-    return (xp.reshape(pixels, x.shape) - mean) * whole(inverse(splits.std))
+    return xp.reshape((xp.reshape(pixels, rows) - mean) * row(inverse(splits.std)), x.shape)
 
 
 @dataclass(frozen=True)
