@@ -263,6 +263,20 @@ def test_strict_arrays_give_the_same_images(augmentation, dtype):
     np.testing.assert_array_equal(to_numpy(theirs), ours, strict=True)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("augmentation", EVERY, ids=repr)
+def test_images_on_a_gpu_stay_there_and_are_the_same(augmentation):
+    import cupy
+
+    x = images(dtype="float64")
+    ours = augmentation.augment(x, Key(2), MEAN)
+    theirs = augmentation.augment(cupy.asarray(x), Key(2), cupy.asarray(MEAN))
+    assert isinstance(theirs, cupy.ndarray)
+    # sines may differ in their last place, and with them which of two pixels is the nearer one
+    alike = np.mean(to_numpy(theirs) == ours)
+    assert alike > 0.99 if isinstance(augmentation, RandomRotation) else alike == 1
+
+
 def data(standardise="channel", layout="image", dtype="float32", shape=(8, 8, 3)):
     rng = np.random.default_rng(1)
     pixels = rng.normal(120, 50, (60, *shape)).clip(0, 255).astype(np.uint8)
