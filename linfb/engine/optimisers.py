@@ -2,23 +2,26 @@ r"""Optimizers as pure pairs: `init` makes what one array needs, `update` takes 
 
 An optimiser acts on one array at a time, so that W, Q and P can each have their own. Weight decay is explicit:
 "coupled" (an L2 penalty, :math:`g + \lambda w` enters the moments) or "decoupled" (:math:`-\eta\lambda w` acts on the
-weights alone). Equations, constants and the place of epsilon agree with PyTorch's (``tests/test_engine_oracle.py``).
+weights alone). Equations, constants and the place of epsilon agree with PyTorch's
+(``tests/test_engine_optimisers_oracle.py``).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
-from linfb._checks import choice, real
+from linfb._checks import choice, integer, real
 from linfb.backend import namespace
 from linfb.kernels import reference_optimisers as reference
 from linfb.rules import Rule
 
-__all__ = ["Adam", "Optimizer", "Optimizers", "Sgd", "adam", "adamw", "amsgrad", "overwriting", "sgd"]
+__all__ = [
+    "Adam", "Muon", "Optimizer", "Optimizers", "Rmsprop", "Sgd", "adam", "adamw", "amsgrad", "clipped", "global_norm",
+    "muon", "rmsprop", "sgd",
+]  # fmt: skip
 
 
 class Optimizer(Protocol):
@@ -29,6 +32,7 @@ class Optimizer(Protocol):
 
     def init(self, value: Any) -> tuple[Any, ...]:
         """Return the state of the optimiser for one array: arrays of its shape."""
+        ...
 
     def update(
         self,
@@ -43,21 +47,35 @@ class Optimizer(Protocol):
         """Return the array and its state after step number `step` (from 1), with `factor` on the learning rate.
 
         `kernels` is :mod:`linfb.kernels.reference_optimisers`, which leaves its arguments alone, or a module with
-        the same functions that overwrites them (:func:`overwriting`).
+        the same functions that overwrites them (:func:`linfb.kernels.suited`).
         """
+        ...
 
 
-def overwriting(array: Any) -> ModuleType:
-    """Return the kernels that overwrite their arguments where the array's library has them, else the pure ones."""
-    if isinstance(array, np.ndarray):
-        from linfb.kernels import cpu_optimisers
+class _ByKernel(Optimizer, Protocol):
+    """An optimiser whose step is one call of a kernel, :meth:`_step`."""
 
-        return cpu_optimisers
-    return reference
+    def update(
+        self,
+        value: Any,
+        gradient: Any,
+        slots: tuple[Any, ...],
+        *,
+        step: int,
+        factor: float = 1.0,
+        kernels: ModuleType = reference,
+    ) -> tuple[Any, tuple[Any, ...]]:
+        """Take one step, see :class:`Optimizer`."""
+        value, *state = self._step(kernels, value, gradient, slots, float(self.learning_rate * factor), step)
+        return value, tuple(slot for slot in state if slot is not None)
+
+    def _step(
+        self, kernels: ModuleType, value: Any, gradient: Any, slots: tuple[Any, ...], rate: float, step: int
+    ) -> tuple[Any, ...]: ...
 
 
 @dataclass(frozen=True)
-class Sgd:
+class Sgd(_ByKernel):
     """Settings of :func:`sgd`, which describes them."""
 
     learning_rate: float
@@ -72,27 +90,46 @@ class Sgd:
         real("lookahead", self.lookahead, at_least=0.0, below=1.0)
 
     def init(self, value: Any) -> tuple[Any, ...]:
-        """Return the velocity at the start, zero."""
-        return (namespace(value).zeros_like(value),)
+        """Return the velocity at the start, zero; nothing without momentum."""
+        return _zeros(value, 1 if self.momentum else 0)
 
-    def update(
-        self,
-        value: Any,
-        gradient: Any,
-        slots: tuple[Any, ...],
-        *,
-        step: int,
-        factor: float = 1.0,
-        kernels: ModuleType = reference,
-    ) -> tuple[Any, tuple[Any, ...]]:
-        """Take one step, see :class:`Optimizer`."""
-        rate = self.learning_rate * factor
-        value, *slots_new = kernels.sgd(value, gradient, *slots, rate, self.momentum, self.lookahead, *_decays(self))
-        return value, tuple(slots_new)
+    def _step(self, kernels, value, gradient, slots, rate, step):
+        velocity = slots[0] if self.momentum else None
+        return kernels.sgd(value, gradient, velocity, rate, self.momentum, self.lookahead, *_decays(self))
 
 
 @dataclass(frozen=True)
-class Adam:
+class Rmsprop(_ByKernel):
+    """Settings of :func:`rmsprop`, which describes them."""
+
+    learning_rate: float = 1e-2
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+    centred: bool = False
+    weight_decay: float = 0.0
+    decay: str = "coupled"
+
+    def __post_init__(self) -> None:
+        _check(self)
+        real("alpha", self.alpha, at_least=0.0, below=1.0)
+        real("epsilon", self.epsilon, above=0.0)
+        real("momentum", self.momentum, at_least=0.0, below=1.0)
+        _flag("centred", self.centred)
+
+    def init(self, value: Any) -> tuple[Any, ...]:
+        """Return zeros: the second moment, then the mean if it is centred, then the velocity if there is momentum."""
+        return _zeros(value, 1 + self.centred + (self.momentum > 0))
+
+    def _step(self, kernels, value, gradient, slots, rate, step):
+        mean = slots[1] if self.centred else None
+        velocity = slots[-1] if self.momentum else None
+        settings = (rate, self.alpha, self.epsilon, self.momentum, *_decays(self))
+        return kernels.rmsprop(value, gradient, slots[0], mean, velocity, *settings)
+
+
+@dataclass(frozen=True)
+class Adam(_ByKernel):
     """Settings of :func:`adam`, :func:`amsgrad` and :func:`adamw`, which describe them."""
 
     learning_rate: float = 1e-3
@@ -112,8 +149,36 @@ class Adam:
 
     def init(self, value: Any) -> tuple[Any, ...]:
         """Return the moments at the start, zero: first, second, and for AMSGrad the largest second."""
-        count = 2 if self.second_moment == "running" else 3
-        return tuple(namespace(value).zeros_like(value) for _ in range(count))
+        return _zeros(value, 2 if self.second_moment == "running" else 3)
+
+    def _step(self, kernels, value, gradient, slots, rate, step):
+        rule = kernels.adam if self.second_moment == "running" else kernels.amsgrad
+        return rule(value, gradient, *slots, rate, self.beta1, self.beta2, self.epsilon, *_decays(self), step)
+
+
+@dataclass(frozen=True)
+class Muon(_ByKernel):
+    """Settings of :func:`muon`, which describes them."""
+
+    learning_rate: float = 1e-3
+    momentum: float = 0.95
+    nesterov: bool = True
+    steps: int = 5
+    weight_decay: float = 0.0
+    decay: str = "decoupled"
+    other: Any = None
+
+    def __post_init__(self) -> None:
+        _check(self)
+        real("momentum", self.momentum, at_least=0.0, below=1.0)
+        _flag("nesterov", self.nesterov)
+        integer("steps", self.steps, at_least=1)
+        if self.other is not None:
+            _optimiser("other", self.other)
+
+    def init(self, value: Any) -> tuple[Any, ...]:
+        """Return the average of gradients at the start, zero; for fewer than two axes what `other` starts from."""
+        return self._other().init(value) if value.ndim < 2 else _zeros(value, 1)
 
     def update(
         self,
@@ -126,12 +191,31 @@ class Adam:
         kernels: ModuleType = reference,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Take one step, see :class:`Optimizer`."""
-        rule = kernels.adam if self.second_moment == "running" else kernels.amsgrad
-        rate = self.learning_rate * factor
-        value, *slots_new = rule(
-            value, gradient, *slots, rate, self.beta1, self.beta2, self.epsilon, *_decays(self), step
-        )
-        return value, tuple(slots_new)
+        own = super().update if value.ndim >= 2 else self._other().update
+        return own(value, gradient, slots, step=step, factor=factor, kernels=kernels)
+
+    def _step(self, kernels, value, gradient, slots, rate, step):
+        lookahead = self.momentum if self.nesterov else 0.0
+        return kernels.muon(value, gradient, *slots, rate, self.momentum, lookahead, self.steps, *_decays(self))
+
+    def _other(self) -> Any:
+        if self.other is not None:
+            return self.other
+        return adam(self.learning_rate, weight_decay=self.weight_decay, decay=self.decay)
+
+
+def _zeros(value: Any, count: int) -> tuple[Any, ...]:
+    return tuple(namespace(value).zeros_like(value) for _ in range(count))
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def _optimiser(name: str, value: Any) -> None:
+    if not (callable(getattr(value, "update", None)) and callable(getattr(value, "init", None))):
+        raise TypeError(f"{name} must be an optimiser such as linfb.engine.adam(), got {value!r}")
 
 
 def _check(optimiser: Any) -> None:
@@ -181,6 +265,50 @@ def sgd(
     array([-0.45])
     """
     return Sgd(learning_rate, momentum, momentum if nesterov else 0.0, weight_decay, decay)
+
+
+def rmsprop(
+    learning_rate: float = 1e-2,
+    *,
+    alpha: float = 0.99,
+    epsilon: float = 1e-8,
+    momentum: float = 0.0,
+    centred: bool = False,
+    weight_decay: float = 0.0,
+    decay: str = "coupled",
+) -> Rmsprop:
+    r"""Return RMSprop: gradients divided by the root of their running mean square.
+
+    .. math:: s_t = \alpha s_{t-1} + (1-\alpha) g_t^2,\qquad
+              v_t = \mu v_{t-1} + \frac{g_t}{\sqrt{s_t} + \epsilon},\qquad w_t = w_{t-1} - \eta v_t
+
+    Parameters
+    ----------
+    learning_rate : float
+        :math:`\eta`.
+    alpha : float
+        Memory of the mean square, in [0, 1). It starts at zero and is not corrected for that.
+    epsilon : float
+        Added to the root, outside of it.
+    momentum : float
+        :math:`\mu`, in [0, 1).
+    centred : bool
+        Whether to take the square of a running mean of gradients off :math:`s_t`, which leaves their variance.
+    weight_decay, decay
+        As for :func:`sgd`.
+
+    References
+    ----------
+    :cite:t:`tieleman2012`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> optimiser, w = rmsprop(0.1, alpha=0.75), np.array([1.0])
+    >>> optimiser.update(w, np.array([7.0]), optimiser.init(w), step=1)[0]
+    array([0.8])
+    """
+    return Rmsprop(learning_rate, alpha, epsilon, momentum, centred, weight_decay, decay)
 
 
 def adam(
@@ -257,6 +385,126 @@ def adamw(learning_rate: float = 1e-3, *, weight_decay: float = 1e-2, **settings
     return adam(learning_rate, weight_decay=weight_decay, decay="decoupled", **settings)
 
 
+def muon(
+    learning_rate: float = 1e-3,
+    *,
+    momentum: float = 0.95,
+    nesterov: bool = True,
+    steps: int = 5,
+    weight_decay: float = 0.0,
+    decay: str = "decoupled",
+    other: Any = None,
+) -> Muon:
+    r"""Return Muon: momentum whose singular values are all brought near 1.
+
+    .. math:: m_t = \mu m_{t-1} + (1-\mu) g_t,\qquad d_t = (1-\mu) g_t + \mu m_t,\qquad
+              w_t = (1 - \eta\lambda)\, w_{t-1}
+                    - \eta \sqrt{\max\Big(1, \frac{\text{rows}}{\text{columns}}\Big)}\; O(d_t)
+
+    where :math:`O` is five steps of :func:`linfb.kernels.reference_optimisers.orthogonalised` on the array as a matrix
+    (out, everything else). An update of low rank, as feedback of low rank makes them, is spread over all directions
+    that it has at all; directions it lacks stay without.
+
+    Parameters
+    ----------
+    learning_rate : float
+        :math:`\eta`.
+    momentum : float
+        :math:`\mu`, in [0, 1).
+    nesterov : bool
+        Whether to look ahead; otherwise :math:`d_t = m_t`.
+    steps : int
+        Number of steps of the iteration.
+    weight_decay, decay
+        As for :func:`sgd`, but decoupled by default.
+    other : Optimizer, optional
+        For arrays with fewer than two axes, such as biases and gains. None takes Adam with the same learning rate and
+        weight decay: an entry then moves by about :math:`\eta` a step, as a matrix of one column does under Muon's
+        own scale.
+
+    Notes
+    -----
+    All arrays with two axes or more are taken for matrices, positional embeddings too. The scale is that of the
+    method's authors and PyTorch's default; another in use, :math:`0.2\sqrt{\max(\text{rows}, \text{columns})}`, gives
+    entries of a full-rank update the size they have under Adam. PyTorch iterates in bfloat16; here the precision is
+    the array's own. Gradients of any size give the same update, down to a norm of 1e-7. As under Adam, a mirror Q moved
+    by its own optimiser does not follow P W exactly, for :math:`O(PG)` is not :math:`P\,O(G)`.
+
+    Each step of the iteration is three matrix products: for weights of n x n, five steps cost as much as 15 n samples
+    forward.
+
+    References
+    ----------
+    :cite:t:`jordan2024`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> optimiser, w = muon(1.0), np.zeros((2, 2))
+    >>> w, _ = optimiser.update(w, np.diag([1.0, 0.1]), optimiser.init(w), step=1)
+    >>> bool(np.all(np.abs(-np.diag(w) - 1) < 0.33)), float(w[0, 1])
+    (True, 0.0)
+    """
+    return Muon(learning_rate, momentum, nesterov, steps, weight_decay, decay, other)
+
+
+def global_norm(gradients: Mapping[str, Any]) -> Any:
+    r"""Return the Euclidean norm of all entries of all arrays together, :math:`\sqrt{\sum_k |g_k|^2}`.
+
+    Parameters
+    ----------
+    gradients : mapping
+        From path to array; at least one, all of one library and precision.
+
+    Returns
+    -------
+    array, shape ()
+        On the arrays' device.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> float(global_norm({"0": np.array([[3.0]]), "1": np.array([0.0, 4.0])}))
+    5.0
+    """
+    xp = namespace(*gradients.values())
+    return xp.sqrt(sum(xp.sum(gradient * gradient) for gradient in gradients.values()))
+
+
+def clipped(gradients: Mapping[str, Any], limit: float | None) -> Mapping[str, Any]:
+    r"""Return gradients scaled down together so that their norm is at most `limit`.
+
+    .. math:: g_k \leftarrow \min\Big(1, \frac{c}{|g| + 10^{-6}}\Big)\, g_k
+
+    Parameters
+    ----------
+    gradients : mapping
+        From path to array, all of one library and precision.
+    limit : float, optional
+        :math:`c`; None leaves the gradients as they are.
+
+    Returns
+    -------
+    mapping
+        New arrays under the same paths. A norm that is NaN makes them all NaN; nothing is read from the device.
+
+    References
+    ----------
+    :cite:t:`pascanu2013`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> clipped({"0": np.array([[3.0]]), "1": np.array([0.0, 4.0])}, 1.0)["1"]
+    array([0. , 0.8])
+    """
+    if limit is None or not gradients:
+        return gradients
+    xp, norm = namespace(*gradients.values()), global_norm(gradients)
+    scale = xp.minimum(float(limit) / (norm + 1e-6), xp.ones_like(norm))
+    return {path: scale * gradient for path, gradient in gradients.items()}
+
+
 class Part(NamedTuple):
     """How one kind of array moves: its optimiser and the factor of the rule on the learning rate."""
 
@@ -275,6 +523,9 @@ class Optimizers:
     Q, P : Optimizer, optional
         For mirrors and readers. None takes W's settings, with the weight decay of W only where the rule says that
         decay acts on the array. In both cases the rule's rate multiplies the learning rate.
+    clip_norm : float, optional
+        Scale the gradients of all forward weights (W, not Q and P) down together to this norm, see :func:`clipped`;
+        off by default.
 
     Examples
     --------
@@ -287,12 +538,14 @@ class Optimizers:
     W: Any
     Q: Any = None
     P: Any = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         for name, value in (("W", self.W), ("Q", self.Q), ("P", self.P)):
-            needed = value is not None or name == "W"
-            if needed and not (callable(getattr(value, "update", None)) and callable(getattr(value, "init", None))):
-                raise TypeError(f"optimizer for {name} must be an optimiser such as linfb.engine.adam(), got {value!r}")
+            if value is not None or name == "W":
+                _optimiser(f"optimizer for {name}", value)
+        if self.clip_norm is not None:
+            real("clip_norm", self.clip_norm, above=0.0)
 
     def parts(self, rule: Rule) -> dict[str, Part]:
         """Return how W, Q and P move under a rule."""

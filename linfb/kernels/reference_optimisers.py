@@ -5,23 +5,25 @@ Every function has a twin of the same name and signature in :mod:`linfb.kernels.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from linfb.backend import namespace
+from linfb._threads import rows
+from linfb.backend import namespace, transpose
 
-__all__ = ["adam", "amsgrad", "sgd"]
+__all__ = ["adam", "amsgrad", "muon", "orthogonalised", "rmsprop", "sgd"]
 
 
 def sgd(
     value: Any,
     gradient: Any,
-    velocity: Any,
+    velocity: Any | None,
     learning_rate: float,
     momentum: float,
     lookahead: float,
     coupled: float,
     decoupled: float,
-) -> tuple[Any, Any]:
+) -> tuple[Any, Any | None]:
     r"""Take one step of gradient descent with momentum.
 
     .. math:: g \leftarrow g + \lambda_c w,\qquad v \leftarrow \mu v + g,\qquad
@@ -32,7 +34,7 @@ def sgd(
     Parameters
     ----------
     value, gradient, velocity : array
-        All of one shape; the velocity is zero before the first step.
+        All of one shape; the velocity is zero before the first step, and None for steps without momentum.
     learning_rate : float
         :math:`\eta`.
     momentum : float
@@ -46,10 +48,52 @@ def sgd(
     -------
     value, velocity : array
     """
-    gradient = gradient + coupled * value
-    velocity = momentum * velocity + gradient
-    direction = gradient + lookahead * velocity if lookahead else velocity
+    direction = gradient = gradient + coupled * value
+    if velocity is not None:
+        velocity = momentum * velocity + gradient
+        direction = gradient + lookahead * velocity if lookahead else velocity
     return (1 - learning_rate * decoupled) * value - learning_rate * direction, velocity
+
+
+def rmsprop(
+    value: Any,
+    gradient: Any,
+    second: Any,
+    mean: Any | None,
+    velocity: Any | None,
+    learning_rate: float,
+    alpha: float,
+    epsilon: float,
+    momentum: float,
+    coupled: float,
+    decoupled: float,
+) -> tuple[Any, Any, Any | None, Any | None]:
+    """Take one step of RMSprop, see :func:`linfb.engine.optimisers.rmsprop` for the equations.
+
+    Parameters
+    ----------
+    value, gradient : array
+    second, mean, velocity : array
+        Running second moment, running mean and velocity, zero before the first step; without a mean (None) the
+        moment is not centred, without a velocity (None) there is no momentum.
+    learning_rate, alpha, epsilon, momentum : float
+    coupled, decoupled : float
+        Weight decay added to the gradient, and acting on the weights alone.
+
+    Returns
+    -------
+    value, second, mean, velocity : array
+    """
+    gradient = gradient + coupled * value
+    second = alpha * second + (1 - alpha) * gradient * gradient
+    variance = second
+    if mean is not None:
+        mean = alpha * mean + (1 - alpha) * gradient
+        variance = second - mean * mean
+    direction = gradient / (namespace(second).sqrt(variance) + epsilon)
+    if velocity is not None:
+        direction = velocity = momentum * velocity + direction
+    return (1 - learning_rate * decoupled) * value - learning_rate * direction, second, mean, velocity
 
 
 def adam(
@@ -113,5 +157,71 @@ def amsgrad(
 
 
 def _move(first: Any, second: Any, learning_rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> Any:
-    deviation = namespace(second).sqrt(second / (1 - beta2**step))
-    return learning_rate / (1 - beta1**step) * first / (deviation + epsilon)
+    scale = 1 / math.sqrt(1 - beta2**step)
+    return learning_rate / (1 - beta1**step) * first / (namespace(second).sqrt(second) * scale + epsilon)
+
+
+def muon(
+    value: Any,
+    gradient: Any,
+    average: Any,
+    learning_rate: float,
+    momentum: float,
+    lookahead: float,
+    steps: int,
+    coupled: float,
+    decoupled: float,
+) -> tuple[Any, Any]:
+    """Take one step of Muon, see :func:`linfb.engine.optimisers.muon` for the equations.
+
+    Parameters
+    ----------
+    value, gradient, average : array, shape (out, ...)
+        At least two axes; the average of gradients is zero before the first step.
+    learning_rate, momentum : float
+    lookahead : float
+        The momentum again for Nesterov's form; 0 for the plain one.
+    steps : int
+        Of :func:`orthogonalised`.
+    coupled, decoupled : float
+        Weight decay added to the gradient, and acting on the weights alone.
+
+    Returns
+    -------
+    value, average : array
+    """
+    gradient = gradient + coupled * value
+    average = momentum * average + (1 - momentum) * gradient
+    direction = (1 - lookahead) * gradient + lookahead * average if lookahead else average
+    matrix = namespace(value).reshape(direction, (value.shape[0], -1))
+    scale = learning_rate * math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
+    move = namespace(value).reshape(scale * orthogonalised(matrix, steps), value.shape)
+    return (1 - learning_rate * decoupled) * value - move, average
+
+
+def orthogonalised(matrix: Any, steps: int) -> Any:
+    r"""Return a matrix with nearly the same singular vectors and singular values near 1, by a quintic iteration.
+
+    .. math:: X_0 = \frac{G}{\max(|G|, 10^{-7})},\qquad
+              X_{k+1} = 3.4445\,X_k - 4.7750\,X_k X_k^\top X_k + 2.0315\,(X_k X_k^\top)^2 X_k
+
+    Every step maps each singular value by that polynomial and leaves the singular vectors alone. Products only, so
+    that it runs wherever matrices are multiplied; those of NumPy arrays go to the threads of :mod:`linfb._threads`.
+
+    Parameters
+    ----------
+    matrix : array, shape (out, in)
+    steps : int
+        Five take singular values above 0.0015 of the Frobenius norm into [0.67, 1.21]; smaller ones grow 485-fold.
+
+    Returns
+    -------
+    array, shape (out, in)
+    """
+    xp, wide = namespace(matrix), matrix.shape[0] <= matrix.shape[1]
+    norm = xp.sqrt(xp.sum(matrix * matrix))
+    x = (matrix if wide else transpose(matrix)) / xp.maximum(norm, xp.full_like(norm, 1e-7))
+    for _ in range(steps):
+        square = rows(x, transpose(x))
+        x = 3.4445 * x + rows(-4.7750 * square + 2.0315 * rows(square, square), x)
+    return x if wide else transpose(x)
