@@ -14,10 +14,18 @@ from numba import njit
 
 from linfb._threads import for_slices
 
-__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad"]
+__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad", "shifted"]
 
 SLICE = 1 << 16
 _OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+
+
+def shifted(x: Any, offset: Any) -> Any:
+    """Return x plus an offset of its features."""
+    rows, out = _rows(x), np.empty(x.shape, x.dtype)
+    into = out.reshape(rows.shape)
+    _sliced(rows, lambda first, last: np.add(rows[first:last], offset, out=into[first:last]))
+    return out
 
 
 def feature_sums(delta: Any) -> Any:
@@ -72,7 +80,9 @@ def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     added = rows.dtype.type(epsilon)
 
     def apply(first: int, last: int) -> None:
-        _normalise_rows(rows[first:last], gain, shift, added, y[first:last], normalised[first:last], inverse[first:last])
+        _normalise_rows(
+            rows[first:last], gain, shift, added, y[first:last], normalised[first:last], inverse[first:last]
+        )
 
     _sliced(rows, apply)
     return y.reshape(x.shape), normalised.reshape(x.shape), inverse.reshape(*x.shape[:-1], 1)

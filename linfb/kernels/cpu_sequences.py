@@ -1,43 +1,24 @@
-"""Error function, GELU, attention and token sums in few passes over memory, compiled by numba, in slices for threads.
+"""Attention and sums over tokens, compiled by numba around matrix products, in slices for threads.
 
-Twins of :mod:`linfb.kernels.reference_sequences`, where they are explained. In single precision the exponential and the
-normal tail are polynomials of our own, minimax fits of the relative error (below 4e-9 and 4e-8), which the compiler can
-vectorise; in double precision they come from the C library.
+Twins of :mod:`linfb.kernels.reference_sequences`, where they are explained. Slices are of whole samples, and every
+product is of one head of one sample, so that bits depend neither on the threads nor on the rest of the batch.
 """
 
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from typing import Any
 
 import numpy as np
-from numba import njit, types
-from numba.extending import overload
+from numba import njit
 
 from linfb._threads import for_slices
+from linfb.kernels.cpu_activations import _exp
 
-__all__ = ["attention", "attention_pull", "erf", "gelu", "token_sums"]
+__all__ = ["attention", "attention_pull", "token_sums"]
 
 SLICE = 1 << 16
 _OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
-_FLOAT = np.float32
-
-
-def erf(x: Any) -> Any:
-    """Return the error function of every entry."""
-    function, flat = import_module("scipy.special").erf, np.ascontiguousarray(x).reshape(-1)
-    y = np.empty_like(flat)
-    for_slices(lambda first, last: function(flat[first:last], out=y[first:last]), flat.size, SLICE)
-    return y.reshape(x.shape)
-
-
-def gelu(x: Any) -> tuple[Any, Any]:
-    """Return the error linear unit of every entry and its derivative."""
-    flat = np.ascontiguousarray(x).reshape(-1)
-    y, slope = np.empty_like(flat), np.empty_like(flat)
-    for_slices(lambda first, last: _gelu(flat[first:last], y[first:last], slope[first:last]), flat.size, SLICE)
-    return y.reshape(x.shape), slope.reshape(x.shape)
 
 
 def attention(x: Any, heads: int, causal: bool) -> tuple[Any, Any]:
@@ -95,66 +76,6 @@ def _heads(x: np.ndarray, parts: int, heads: int) -> list[np.ndarray]:
 
 def _samples(heads: int, tokens: int) -> int:
     return max(1, SLICE // (heads * tokens * tokens))
-
-
-def _exp(x):
-    """Return exp(x) for x <= 0, inside of compiled functions."""
-    return math.exp(x)
-
-
-@overload(_exp)
-def _exp_by_type(x):
-    if x == types.float32:
-        return lambda x: _exp_single(x)
-    return lambda x: math.exp(x)
-
-
-@njit(**_OPTIONS)
-def _exp_single(x):
-    """Return 2^n e^r with |r| <= log(2) / 2; below the normal numbers it stops at the smallest of them."""
-    x = max(x, _FLOAT(-87.3))
-    n = np.floor(x * _FLOAT(1.4426950) + _FLOAT(0.5))
-    r = (x - n * _FLOAT(0.693359375)) + n * _FLOAT(2.1219444e-4)
-    p = _FLOAT(8.3694188e-3) + r * _FLOAT(1.3813145e-3)
-    p = _FLOAT(0.16666515) + r * (_FLOAT(0.041668457) + r * p)
-    p = _FLOAT(1) + (r + r * r * (_FLOAT(0.49999993) + r * p))
-    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
-
-
-@njit(**_OPTIONS)
-def _gelu_single(x):
-    """Return Phi(x) and phi(x); the tail is exp(-x^2 / 2) s p(s) with s = 1 / (1 + 0.35 |x|)."""
-    density, s = _exp_single(_FLOAT(-0.5) * x * x), _FLOAT(1) / (_FLOAT(1) + _FLOAT(0.35) * abs(x))
-    p = _FLOAT(0.14397164) - s * _FLOAT(0.029145919)
-    p = _FLOAT(0.15917403) + s * (s * p - _FLOAT(0.25571412))
-    p = _FLOAT(0.10550796) + s * (s * p - _FLOAT(0.023109742))
-    p = _FLOAT(0.13962141) + s * (_FLOAT(0.13986187) + s * (_FLOAT(0.11983288) + s * p))
-    tail = density * s * p
-    return tail if x < 0 else _FLOAT(1) - tail, density * _FLOAT(0.39894228)
-
-
-@njit(**_OPTIONS)
-def _gelu_double(x):
-    return 0.5 * math.erfc(-x * math.sqrt(0.5)), math.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-
-
-def _normal(x):
-    """Return Phi(x) and phi(x), inside of compiled functions."""
-
-
-@overload(_normal)
-def _normal_by_type(x):
-    if x == types.float32:
-        return lambda x: _gelu_single(x)
-    return lambda x: _gelu_double(x)
-
-
-@njit(**_OPTIONS)
-def _gelu(x, y, slope):
-    for i in range(x.size):
-        below, density = _normal(x[i])
-        y[i] = x[i] * below
-        slope[i] = below + x[i] * density
 
 
 @njit(**_OPTIONS)

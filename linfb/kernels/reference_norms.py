@@ -11,7 +11,12 @@ from typing import Any
 
 from linfb.backend import namespace
 
-__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad"]
+__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad", "shifted"]
+
+
+def shifted(x: Any, offset: Any) -> Any:
+    """Return x (..., features) plus an offset (features,)."""
+    return x + offset
 
 
 def feature_sums(delta: Any) -> Any:

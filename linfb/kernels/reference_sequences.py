@@ -1,4 +1,4 @@
-"""Error function, GELU, attention and token sums, written plainly in the array-API standard. The oracles.
+"""Attention and sums over tokens, written plainly in the array-API standard. The oracles.
 
 Every function has a twin of the same name and signature in :mod:`linfb.kernels.cpu_sequences`.
 """
@@ -6,36 +6,11 @@ Every function has a twin of the same name and signature in :mod:`linfb.kernels.
 from __future__ import annotations
 
 import math
-from importlib import import_module
 from typing import Any
 
-from linfb.backend import namespace, to_numpy, transpose
+from linfb.backend import namespace, transpose
 
-__all__ = ["attention", "attention_pull", "erf", "gelu", "token_sums"]
-
-
-def erf(x: Any) -> Any:
-    """Return the error function of every entry; the standard has none, so that SciPy or CuPy gives it."""
-    if hasattr(x, "get"):  # CuPy
-        return import_module("cupyx.scipy.special").erf(x)
-    return namespace(x).asarray(import_module("scipy.special").erf(to_numpy(x)))
-
-
-def gelu(x: Any) -> tuple[Any, Any]:
-    r"""Return :math:`x\,\Phi(x)` and its derivative :math:`\Phi(x) + x\,\phi(x)`, with the normal law's two functions.
-
-    Parameters
-    ----------
-    x : array
-
-    Returns
-    -------
-    y, slope : array
-        Of the shape of x.
-    """
-    below = 0.5 + 0.5 * erf(x * math.sqrt(0.5))
-    density = namespace(x).exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return x * below, below + x * density
+__all__ = ["attention", "attention_pull", "token_sums"]
 
 
 def attention(x: Any, heads: int, causal: bool) -> tuple[Any, Any]:
