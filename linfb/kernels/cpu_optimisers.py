@@ -18,7 +18,7 @@ from linfb.kernels.reference_optimisers import orthogonalised
 
 __all__ = ["adam", "amsgrad", "muon", "orthogonalised", "rmsprop", "sgd"]
 
-SLICE = 1 << 17
+SLICE = 1 << 18
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
