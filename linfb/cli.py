@@ -202,6 +202,7 @@ def rules_command() -> None:
 @click.option("--threads", type=click.IntRange(1), help="On the CPU.  [default: as BLAS]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File for the result (netCDF).")
 @click.option("--checkpoint", type=click.Path(file_okay=False, path_type=Path), help="Folder to resume from.")
+@click.option("--checkpoint-seconds", type=click.FloatRange(0), default=300.0, show_default=True)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_command(**options: Any) -> None:
     """Train a network under a learning rule; the epoch is chosen on validation, never on test."""
@@ -217,7 +218,7 @@ def train_command(**options: Any) -> None:
 
     passed = (
         "epochs", "batch_size", "error_clip", "label_smoothing", "seed", "observe", "device", "dtype", "products",
-        "threads", "checkpoint", "augment",
+        "threads", "checkpoint", "checkpoint_seconds", "augment",
     )  # fmt: skip
     try:
         splits = _splits(data, options)

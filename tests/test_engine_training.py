@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from linfb import rules
 from linfb._errors import DivergenceError, InterruptedRun
 from linfb.datasets import Dataset, load_dataset
-from linfb.engine import Cosine, Exponential, Optimizers, adam, amsgrad, cross_entropy, mlp, sgd, train
+from linfb.engine import (
+    Conv2d, Cosine, Dense, Dropout, Exponential, Flatten, Model, Optimizers, ReLU, adam, amsgrad, cross_entropy, mlp,
+    sgd, train,
+)  # fmt: skip
 from linfb.engine import checkpoint as checkpoints
 from linfb.engine.observables import alignment, captured_energy, mirror_stability, snapshot
 from linfb.engine.state import initial_state
@@ -57,7 +60,8 @@ def test_backpropagation_and_low_rank_learn_the_digits_and_no_feedback_learns_le
 
 def test_results_are_labelled_and_survive_a_file(tmp_path):
     result = run(rules.low_rank({1: 2, 2: 1}), schedule=Exponential(0.5), optimizer=sgd(0.1, momentum=0.9))
-    assert dict(result.sizes) == {"epoch": 3, "layer": 3, "weights": 2}
+    assert dict(result.sizes) == {"step": 18, "epoch": 3, "layer": 3, "weights": 2}
+    assert np.allclose(result.step_loss.values.reshape(3, 6).mean(axis=1), result.train_loss, rtol=1e-14)
     assert result.learning_rate.values == pytest.approx([0.1, 0.05, 0.025])
     assert result["rank"].values.tolist() == [0, 2, 1]
     assert result.attrs["data"] == "blobs"
@@ -114,6 +118,36 @@ def test_an_interrupt_keeps_what_was_computed_and_can_be_resumed(tmp_path):
     assert np.array_equal(partial.train_loss, whole.train_loss[:2])
     assert np.all(np.isnan(partial.test_accuracy))
     xarray.testing.assert_identical(run(epochs=4, schedule=Stop(99), checkpoint=tmp_path), whole)
+
+
+class StopAfter:
+    """A schedule that interrupts in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def __call__(self, epoch):
+        if epoch >= self.epoch:
+            raise KeyboardInterrupt
+        return 0.5**epoch
+
+    def __repr__(self):
+        return "StopAfter()"
+
+
+@pytest.mark.parametrize("unread", [1, 4])
+def test_a_run_goes_on_from_the_middle_of_an_epoch_to_the_bit(tmp_path, monkeypatch, unread):
+    monkeypatch.setattr("linfb.engine.run._UNREAD_STEPS", unread)
+    model, saved = Model((*MODEL.layers[:3], Dropout(0.3), *MODEL.layers[3:])), []
+    whole = run(model=model, schedule=StopAfter(99))
+    for stop in (0.7, 1.5, 1.9):
+        with pytest.raises(InterruptedRun):
+            run(model=model, schedule=StopAfter(stop), checkpoint=tmp_path, checkpoint_seconds=0.0)
+        saved.append(checkpoints.load(tmp_path)[1]["step"])
+    assert saved[0] > 0
+    assert any(step not in (0, 6) for step in saved)
+    xarray.testing.assert_identical(run(model=model, schedule=StopAfter(99), checkpoint=tmp_path), whole)
+    assert not np.array_equal(run(model=model, schedule=StopAfter(99), seed=1).step_loss, whole.step_loss)
 
 
 def test_an_interrupt_in_the_first_epoch_gives_an_empty_result():

@@ -17,26 +17,31 @@ from linfb import rules
 
 pytestmark = pytest.mark.slow
 
-TRAIN = [
-    sys.executable, "-m", "linfb", "train", "--data", "digits", "--hidden", "64,64", "--rule", "low-rank",
-    "--rank", "5", "--epochs", "12", "--batch-size", "16", "--learning-rate", "3e-3", "--quiet",
-]  # fmt: skip
+TRAIN = [sys.executable, "-m", "linfb", "train", "--data", "digits", "--rule", "low-rank", "--rank", "5", "--quiet"]
+NETWORKS = {
+    "mlp": ["--hidden", "64,64", "--epochs", "12", "--batch-size", "16", "--learning-rate", "3e-3"],
+    "vgg": [
+        "--model", "vgg:dense=16,dropout=0.4", "--augment", "crop:padding=1", "--epochs", "2", "--batch-size", "16",
+        "--checkpoint-seconds", "0", "--threads", "2",
+    ],
+}  # fmt: skip
 
 
 def final_state(folder):
     return load_file(folder / "checkpoint.safetensors")
 
 
-def test_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
-    begin = time.perf_counter()
-    subprocess.run([*TRAIN, "--checkpoint", str(tmp_path / "whole")], check=True, capture_output=True)
+@pytest.mark.parametrize("network", NETWORKS)
+def test_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path, network):
+    train, begin = [*TRAIN, *NETWORKS[network]], time.perf_counter()
+    subprocess.run([*train, "--checkpoint", str(tmp_path / "whole")], check=True, capture_output=True)
     duration = time.perf_counter() - begin
     whole = final_state(tmp_path / "whole")
     moments, cut_short = random.Random(0), 0
     for trial in range(20):
         folder = tmp_path / f"killed{trial}"
         process = subprocess.Popen(
-            [*TRAIN, "--checkpoint", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*train, "--checkpoint", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
             process.wait(timeout=moments.uniform(0.1, 0.95) * duration)
@@ -44,7 +49,7 @@ def test_training_killed_at_random_moments_ends_with_the_same_bits(tmp_path):
             process.kill()
             process.wait()
             cut_short += 1
-        subprocess.run([*TRAIN, "--checkpoint", str(folder)], check=True, capture_output=True)
+        subprocess.run([*train, "--checkpoint", str(folder)], check=True, capture_output=True)
         resumed = final_state(folder)
         assert resumed.keys() == whole.keys()
         for name, array in whole.items():
