@@ -10,7 +10,7 @@ import numpy as np
 from linfb.backend import Key
 from linfb.engine.backward import backward, pathways
 from linfb.engine.models import Model, forward, initial_buffers, initial_weights
-from linfb.engine.optimisers import Optimizers
+from linfb.engine.optimisers import Optimizers, clipped
 from linfb.engine.trees import flatten, rebuild
 from linfb.kernels import suited
 from linfb.rules import Channel, Rule
@@ -140,8 +140,8 @@ def step(
 def _updated(
     state: State, trees: Mapping[str, Any], optimisers: Optimizers, rule: Rule, number: int, factor: float
 ) -> State:
-    weights = flatten({"weights": trees["weights"]})
-    gradients = weights | flatten({"channels": trees["channels"]})
+    weights = clipped(flatten({"weights": trees["weights"]}), optimisers.clip_norm)
+    gradients = {**weights, **flatten({"channels": trees["channels"]})}
     parts, values, slots = optimisers.parts(rule), _parameters(state._asdict()), {}
     for path, gradient in gradients.items():
         part, value = parts[_kind(path)], values[path]
