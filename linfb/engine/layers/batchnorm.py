@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -10,6 +11,9 @@ from jaxtyping import Float
 
 from linfb._checks import integer, real
 from linfb.backend import namespace
+from linfb.engine.layers.base import Layer
+from linfb.engine.layers.shapes import last_axis
+from linfb.kernels import suited
 
 __all__ = ["BatchNorm", "BatchNormCache"]
 
@@ -19,7 +23,7 @@ class BatchNormCache(NamedTuple):
 
     Attributes
     ----------
-    normalised : array, shape (batch, features)
+    normalised : array, shape (batch, ..., features)
     inverse_deviation, mean, variance : array, shape (features,)
         Of this batch; the variance divides by the number of rows.
     """
@@ -31,12 +35,13 @@ class BatchNormCache(NamedTuple):
 
 
 @dataclass(frozen=True)
-class BatchNorm:
-    r"""Centre and scale each feature over the batch, then apply a learned gain and shift.
+class BatchNorm(Layer):
+    r"""Centre and scale each feature over batch and positions, then apply a learned gain and shift.
 
     .. math:: \hat x = \frac{x - \mu}{\sqrt{\sigma^2 + \epsilon}},\qquad y = g\,\hat x + b
 
-    In training :math:`\mu, \sigma^2` are the moments of the batch; :meth:`evaluate` uses running averages of them.
+    In training :math:`\mu, \sigma^2` are the moments over all axes but the last (all rows: of images, batch and
+    pixels); :meth:`evaluate` uses running averages of them.
 
     Parameters
     ----------
@@ -50,8 +55,8 @@ class BatchNorm:
     Notes
     -----
     The error is pulled back through mean and variance as well (the true Jacobian). The running variance is the
-    unbiased one, :math:`\sigma^2 n/(n-1)`. Agreement with PyTorch, running averages included, is checked in
-    ``tests/test_engine_oracle.py``.
+    unbiased one, :math:`\sigma^2 n/(n-1)` with n rows. Agreement with PyTorch, running averages included, is checked in
+    ``tests/test_layers_tokens_oracle.py``.
 
     References
     ----------
@@ -60,7 +65,7 @@ class BatchNorm:
     Examples
     --------
     >>> layer = BatchNorm(1)
-    >>> y, cache = layer.forward(layer.initial_weights(), np.array([[1.0], [3.0]]))
+    >>> y, cache = layer.forward({"gain": np.ones(1), "shift": np.zeros(1)}, np.array([[1.0], [3.0]]))
     >>> y.ravel().round(3)
     array([-1.,  1.])
     >>> layer.update_buffers(layer.initial_buffers(), cache)["mean"]
@@ -76,7 +81,11 @@ class BatchNorm:
         real("epsilon", self.epsilon, above=0.0)
         real("momentum", self.momentum, above=0.0, at_most=1.0)
 
-    def initial_weights(self) -> dict[str, np.ndarray]:
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the same shape, if its last axis has as many features."""
+        return last_axis(self, shape, self.n_features)
+
+    def initial_weights(self, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Return the weights at the start, on the host: gain 1 and shift 0."""
         return {"gain": np.ones(self.n_features), "shift": np.zeros(self.n_features)}
 
@@ -85,49 +94,43 @@ class BatchNorm:
         return {"mean": np.zeros(self.n_features), "variance": np.ones(self.n_features)}
 
     def forward(
-        self, weights: dict[str, Any], x: Float[Any, "batch features"]
-    ) -> tuple[Float[Any, "batch features"], BatchNormCache]:
+        self, weights: dict[str, Any], x: Float[Any, "*rows features"]
+    ) -> tuple[Float[Any, "*rows features"], BatchNormCache]:
         """Return the output under the batch's own moments, and what the way back needs."""
-        if x.shape[0] < 2:
+        if math.prod(x.shape[:-1]) < 2:
             raise ValueError(f"batch normalisation needs at least 2 rows in training, got x of shape {x.shape}")
-        xp = namespace(x)
-        mean = xp.mean(x, axis=0)
-        centred = x - mean
-        variance = xp.mean(centred * centred, axis=0)
-        inverse = 1 / xp.sqrt(variance + self.epsilon)
-        normalised = centred * inverse
-        return weights["gain"] * normalised + weights["shift"], BatchNormCache(normalised, inverse, mean, variance)
+        y, *cache = suited("norms", x).batch_norm(x, weights["gain"], weights["shift"], self.epsilon)
+        return y, BatchNormCache(*cache)
 
     def evaluate(
-        self, weights: dict[str, Any], buffers: dict[str, Any], x: Float[Any, "batch features"]
-    ) -> Float[Any, "batch features"]:
+        self, weights: dict[str, Any], buffers: dict[str, Any], x: Float[Any, "*rows features"]
+    ) -> Float[Any, "*rows features"]:
         """Return the output under the running averages."""
         scale = weights["gain"] / namespace(x).sqrt(buffers["variance"] + self.epsilon)
         return x * scale + (weights["shift"] - buffers["mean"] * scale)
 
     def update_buffers(self, buffers: dict[str, Any], cache: BatchNormCache) -> dict[str, Any]:
         """Return the running averages with one batch more."""
-        rows, keep = cache.normalised.shape[0], 1.0 - self.momentum
+        rows, keep = math.prod(cache.normalised.shape[:-1]), 1.0 - self.momentum
         return {
             "mean": keep * buffers["mean"] + self.momentum * cache.mean,
             "variance": keep * buffers["variance"] + self.momentum * rows / (rows - 1) * cache.variance,
         }
 
     def grad(
-        self, weights: dict[str, Any], cache: BatchNormCache, delta: Float[Any, "batch features"]
+        self, weights: dict[str, Any], cache: BatchNormCache, delta: Float[Any, "*rows features"]
     ) -> dict[str, Float[Any, " features"]]:
-        """Return the gradients of gain and shift, summed over the batch."""
-        xp = namespace(delta)
-        return {"gain": xp.sum(delta * cache.normalised, axis=0), "shift": xp.sum(delta, axis=0)}
+        """Return the gradients of gain and shift, summed over all rows."""
+        gain, shift = suited("norms", delta).norm_grad(delta, cache.normalised)
+        return {"gain": gain, "shift": shift}
 
     def pull(
-        self, weights: dict[str, Any], cache: BatchNormCache, delta: Float[Any, "batch features"]
-    ) -> Float[Any, "batch features"]:
+        self, weights: dict[str, Any], cache: BatchNormCache, delta: Float[Any, "*rows features"]
+    ) -> Float[Any, "*rows features"]:
         r"""Return the error at the input.
 
         .. math:: \delta' = \frac{g}{\sqrt{\sigma^2 + \epsilon}}
                   \Big(\delta - \langle\delta\rangle - \hat x\,\langle\delta\,\hat x\rangle\Big)
         """
-        gradient, rows = self.grad(weights, cache, delta), delta.shape[0]
-        rest = delta - gradient["shift"] / rows - cache.normalised * (gradient["gain"] / rows)
-        return rest * (weights["gain"] * cache.inverse_deviation)
+        kernels = suited("norms", delta)
+        return kernels.batch_norm_pull(delta, cache.normalised, cache.inverse_deviation, weights["gain"])

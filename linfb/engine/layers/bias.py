@@ -9,13 +9,15 @@ import numpy as np
 from jaxtyping import Float
 
 from linfb._checks import integer
-from linfb.backend import namespace
+from linfb.engine.layers.base import Layer
+from linfb.engine.layers.shapes import last_axis
+from linfb.kernels import suited
 
 __all__ = ["Bias"]
 
 
 @dataclass(frozen=True)
-class Bias:
+class Bias(Layer):
     r"""Add one number to each feature, :math:`y = x + b`.
 
     Parameters
@@ -36,24 +38,28 @@ class Bias:
     def __post_init__(self) -> None:
         integer("n_features", self.n_features, at_least=1)
 
-    def initial_weights(self) -> np.ndarray:
+    def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the same shape, if its last axis has as many features."""
+        return last_axis(self, shape, self.n_features)
+
+    def initial_weights(self, rng: np.random.Generator) -> np.ndarray:
         """Return the weights at the start, on the host: zeros, shape (features,)."""
         return np.zeros(self.n_features)
 
     def forward(
-        self, weights: Float[Any, " features"], x: Float[Any, "batch features"]
-    ) -> tuple[Float[Any, "batch features"], None]:
+        self, weights: Float[Any, " features"], x: Float[Any, "*rows features"]
+    ) -> tuple[Float[Any, "*rows features"], None]:
         """Return the output; nothing has to be kept."""
-        return x + weights, None
+        return suited("norms", x).shifted(x, weights), None
 
     def grad(
-        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "batch features"]
+        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]
     ) -> Float[Any, " features"]:
-        """Return the gradient of the offset, summed over the batch."""
-        return namespace(delta).sum(delta, axis=0)
+        """Return the gradient of the offset, summed over all rows."""
+        return suited("norms", delta).feature_sums(delta)
 
     def pull(
-        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "batch features"]
-    ) -> Float[Any, "batch features"]:
+        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]
+    ) -> Float[Any, "*rows features"]:
         """Return the error at the input, which is that at the output."""
         return delta
