@@ -20,7 +20,7 @@ def derivative(f, h=1e-3):
 def random_weights(layer, rng):
     if isinstance(layer, Dense):
         return rng.standard_normal((layer.n_out, layer.n_in))
-    start = layer.initial_weights()
+    start = layer.initial_weights(rng)
     return rebuild(start, {k: v + rng.standard_normal(v.shape) for k, v in flatten(start).items()})
 
 
@@ -79,7 +79,7 @@ def test_dense_pulls_through_any_kernel_and_maps_features():
 def test_batchnorm_normalises_and_evaluates_with_running_moments():
     rng = np.random.default_rng(1)
     layer, x = BatchNorm(4), 3 + 2 * rng.standard_normal((50, 4))
-    w = layer.initial_weights()
+    w = layer.initial_weights(rng)
     y, cache = layer.forward(w, x)
     assert np.allclose(y.mean(axis=0), 0, atol=1e-14)
     assert np.allclose(y.var(axis=0), 1, atol=1e-5)
