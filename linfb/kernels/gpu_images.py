@@ -69,7 +69,7 @@ __global__ void max_pool(const T* x, T* y, unsigned char* choice, int rows, int 
         int winner = 0;
         for (int k = 1; k < size * size; k++) {
             wide<T> value = wide<T>(from[((long long)(k / size) * width + k % size) * channels + c]);
-            if (value > best) { best = value; winner = k; }
+            if (value > best || value != value) { best = value; winner = k; }
         }
         y[(long long)r * channels + c] = T(best);
         choice[(long long)r * channels + c] = winner;

@@ -1,0 +1,519 @@
+"""CUDA kernels without a device: compiled for two generations of them, and run as C++ on the host.
+
+The emulation runs a kernel's own source, one thread of the grid after the other (those of a block take turns at its
+barriers), called by the same Python code that would start it on a device. What it cannot show: memory that needs
+alignment, races between threads, speed.
+"""
+
+import ctypes
+import inspect
+import itertools
+import re
+import shutil
+import subprocess
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import linfb.kernels
+from linfb.kernels import _cuda
+
+FOLDER = Path(linfb.kernels.__file__).parent
+TOPICS = sorted(path.stem.removeprefix("gpu_") for path in FOLDER.glob("gpu_*.py"))
+SOURCES = {topic: import_module(f"linfb.kernels.gpu_{topic}").SOURCE for topic in TOPICS}
+
+
+def test_every_topic_is_here():
+    assert set(TOPICS) >= {"activations", "images", "norms", "optimisers", "random", "sequences"}
+    assert all(_cuda.names(source) for source in SOURCES.values())
+
+
+def signature(function):
+    parameters = inspect.signature(getattr(function, "py_func", function)).parameters.values()
+    return [(parameter.name, parameter.kind, parameter.default) for parameter in parameters]
+
+
+@pytest.mark.parametrize("topic", TOPICS)
+def test_twins_have_the_same_names_parameters_and_defaults(topic):
+    reference = import_module(f"linfb.kernels.reference_{topic}")
+    for device in ("cpu", "gpu"):
+        twin = import_module(f"linfb.kernels.{device}_{topic}")
+        assert sorted(twin.__all__) == sorted(reference.__all__)
+        for name in reference.__all__:
+            assert signature(getattr(twin, name)) == signature(getattr(reference, name))
+
+
+# ---- compiled for devices ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    """The compiler of the nvidia-cuda-nvrtc package, and the folder of headers of nvidia-cuda-runtime."""
+    try:
+        import nvidia
+    except ImportError:
+        pytest.skip("NVIDIA's compiler is not installed: the extra linfb[nvrtc] has it")
+    folders = [Path(folder) for folder in nvidia.__path__]
+    libraries = [found for folder in folders for found in folder.glob("*/lib/libnvrtc.so.*[0-9]")]
+    headers = [found.parent for folder in folders for found in folder.glob("*/include/cuda_fp16.h")]
+    if not libraries or not headers:
+        pytest.skip("NVIDIA's compiler or its headers are not installed: the extra linfb[nvrtc] has them")
+    for builtins in libraries[0].parent.glob("libnvrtc-builtins.so.*"):
+        ctypes.CDLL(str(builtins))  # where the compiler looks for it by name
+    return ctypes.CDLL(str(libraries[0])), headers[0]
+
+
+def compiled(nvrtc, source, expressions, arch):
+    """Return the size of the machine code and the compiler's log."""
+    library, headers = nvrtc
+    program, size, code = ctypes.c_void_p(), ctypes.c_size_t(), ctypes.c_size_t()
+    options = [f"-arch={arch}", *_cuda.OPTIONS, "-ftz=true", f"-I{headers}", "--ptxas-options=-v"]  # as CuPy does
+    texts = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+    assert library.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
+    for expression in expressions:
+        assert library.nvrtcAddNameExpression(program, expression.encode()) == 0
+    library.nvrtcCompileProgram(program, len(options), texts)
+    library.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    library.nvrtcGetProgramLog(program, log)
+    library.nvrtcGetCUBINSize(program, ctypes.byref(code))
+    library.nvrtcDestroyProgram(ctypes.byref(program))
+    return code.value, log.value.decode()
+
+
+def spills(log):
+    return [
+        tuple(map(int, numbers)) for numbers in re.findall(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log)
+    ]
+
+
+@pytest.mark.nvrtc
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("topic", TOPICS)
+def test_every_kernel_compiles_for_every_precision_and_spills_no_register(nvrtc, topic, arch):
+    expressions = [f"{name}<{type}>" for name in _cuda.names(SOURCES[topic]) for type in _cuda.TYPES.values()]
+    code, log = compiled(nvrtc, _cuda.PRELUDE + SOURCES[topic], expressions, arch)
+    assert code > 0, log
+    assert "warning" not in log
+    assert f"'{arch}'" in log
+    assert spills(log) == [(0, 0)] * len(expressions)
+    assert re.findall(r"(\d+) bytes stack frame", log) == ["0"] * len(expressions)
+
+
+@pytest.mark.nvrtc
+def test_the_compiler_sees_errors_and_spills(nvrtc):
+    source = SOURCES["random"].replace("out[i] =", "nowhere[i] =")
+    code, log = compiled(nvrtc, _cuda.PRELUDE + source, ["uniform<float>"], "sm_90")
+    assert code == 0
+    assert 'identifier "nowhere" is undefined' in log
+    hungry = """
+    extern "C" __global__ void __launch_bounds__(1024, 2) hungry(const float* x, float* y) {
+        float kept[64];
+        for (int k = 0; k < 64; k++) kept[k] = x[k * 1024 + threadIdx.x];
+        __syncthreads();
+        for (int k = 0; k < 64; k++) for (int l = 0; l < 64; l++) y[k * 64 + l] = kept[k] * kept[l];
+    }"""
+    assert spills(compiled(nvrtc, hungry, [], "sm_90")[1]) != [(0, 0)]
+
+
+# ---- run on the host -----------------------------------------------------------------------------------------------
+
+EMULATION = r"""
+#include <cmath>
+#include <functional>
+#include <ucontext.h>
+#include <vector>
+using std::sqrt; using std::exp; using std::erf; using std::erfc;
+
+#define __global__ static
+#define __device__ static
+#define __shared__ static
+#define __restrict__
+struct Place { unsigned x, y, z; };
+static Place threadIdx, blockIdx, blockDim, gridDim;
+
+struct Thread { ucontext_t context; std::vector<char> stack; bool done; };
+static ucontext_t scheduler;
+static std::vector<Thread> block;
+static unsigned current;
+static std::function<void()> body;
+static double lanes[1024];
+
+static void barrier() { swapcontext(&block[current].context, &scheduler); }
+static void start() { body(); block[current].done = true; }
+#define __syncthreads barrier
+#define __syncwarp(...) barrier()
+template <typename V> V __shfl_xor_sync(unsigned, V value, int mask) {
+    unsigned own = current;
+    lanes[own] = double(value);
+    barrier();
+    V other = V(lanes[own ^ mask]);
+    barrier();
+    return other;
+}
+
+static void run(unsigned blocks, unsigned across, unsigned along) {
+    blockDim = {across, along, 1}; gridDim = {blocks, 1, 1};
+    block.resize(across * along);
+    for (unsigned b = 0; b < blocks; b++) {
+        for (auto& thread : block) {
+            getcontext(&thread.context);
+            thread.stack.resize(1 << 14);
+            thread.context.uc_stack.ss_sp = thread.stack.data();
+            thread.context.uc_stack.ss_size = thread.stack.size();
+            thread.context.uc_link = &scheduler;
+            thread.done = false;
+            makecontext(&thread.context, start, 0);
+        }
+        for (bool waiting = true; waiting;) {
+            waiting = false;
+            for (current = 0; current < block.size(); current++) {
+                if (block[current].done) continue;
+                threadIdx = {current % across, current / across, 0}; blockIdx = {b, 0, 0};
+                swapcontext(&scheduler, &block[current].context);
+                waiting |= !block[current].done;
+            }
+        }
+    }
+}
+"""
+HOST = ("float", "double")
+FRAME = 4096
+
+
+def parameters(source, name, type):
+    """Return types and names of a kernel's parameters, as C++ has them for one precision."""
+    text = re.search(rf"__global__ void {name}\((.*?)\)", source, re.DOTALL).group(1)
+    pairs = [re.fullmatch(r"(.*?)(\w+)", part.strip(), re.DOTALL).groups() for part in text.split(",")]
+    return [(re.sub(r"\bT\b", type, kind.strip()), parameter) for kind, parameter in pairs]
+
+
+def program(sources):
+    """Return C++ that has every kernel of the sources as a function of a grid, a block and its own arguments."""
+    text = EMULATION + re.sub(r"#include <cuda_\w+.h>", "", _cuda.PRELUDE)
+    for topic, source in sources.items():
+        text += f"namespace gpu_{topic} {{\n{source}\n}}\n"
+        for name, type in itertools.product(_cuda.names(source), HOST):
+            own = parameters(source, name, type)
+            declared = ", ".join(f"{kind} {parameter}" for kind, parameter in own)
+            handed = ", ".join(parameter for _, parameter in own)
+            text += (
+                f'extern "C" void {topic}_{name}_{type}(unsigned blocks, unsigned across, unsigned along, {declared}) '
+                f"{{ body = [=] {{ gpu_{topic}::{name}<{type}>({handed}); }}; run(blocks, across, along); }}\n"
+            )
+    return text
+
+
+def framed(value):
+    """Return an argument for C, and what checks and copies back an array: it stands in a frame that must stay."""
+    if not isinstance(value, np.ndarray):
+        return np.ctypeslib.as_ctypes_type(value.dtype)(value.item()), lambda: None
+    assert value.flags.c_contiguous
+    frame = np.full(value.nbytes + 2 * FRAME, 0xFF, dtype=np.uint8)  # NaN in every precision
+    inside = frame[FRAME : FRAME + value.nbytes]
+    inside[:] = np.frombuffer(value.tobytes(), dtype=np.uint8)
+
+    def back():
+        if not (np.all(frame[:FRAME] == 0xFF) and np.all(frame[FRAME + value.nbytes :] == 0xFF)):
+            raise IndexError("a kernel wrote outside of an array")
+        value[...] = np.frombuffer(inside.tobytes(), dtype=value.dtype).reshape(value.shape)
+
+    return inside.ctypes.data_as(ctypes.c_void_p), back
+
+
+def build(folder, sources):
+    if shutil.which("g++") is None:
+        pytest.skip("no C++ compiler")
+    (folder / "kernels.cpp").write_text(program(sources))
+    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-o", "kernels.so", "kernels.cpp"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return ctypes.CDLL(str(folder / "kernels.so"))
+
+
+def emulated(library, sources):
+    """Return what takes the place of `_cuda.function`."""
+    topics = {source: topic for topic, source in sources.items()}
+
+    def function(source, name, type):
+        kernel = getattr(library, f"{topics[source]}_{name}_{type}")
+
+        def call(grid, block, arguments):
+            assert len(arguments) == len(parameters(source, name, type))
+            for (kind, parameter), value in zip(parameters(source, name, type), arguments, strict=True):
+                assert matches(kind, value, type), (name, kind, parameter, value)
+            assert np.prod(block) <= 1024
+            handed, backs = zip(*map(framed, arguments), strict=True)
+            kernel(*grid, *block, *handed)
+            for back in backs:
+                back()
+
+        return call
+
+    return function
+
+
+def matches(kind, value, type):
+    """Whether an argument has the type that the kernel's parameter has."""
+    names = {"float": "float32", "double": "float64", "unsigned char": "uint8", "bool": "bool", "int": "int32"}
+    plain = kind.replace("const ", "").replace(f"wide<{type}>", type)
+    if plain.endswith("*"):
+        null = isinstance(value, np.uintp) and value == 0
+        return null or (isinstance(value, np.ndarray) and value.dtype == names[plain[:-1].strip()])
+    return value.dtype == {"unsigned long long": "uint64"}.get(plain) or value.dtype == names.get(plain)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("kernels"), SOURCES)
+
+
+@pytest.fixture
+def host(library, monkeypatch):
+    monkeypatch.setattr(_cuda, "function", emulated(library, SOURCES))
+
+
+def close(got, expected, dtype, scale=1.0):
+    """Whether all arrays of two results agree up to the rounding of a few operations on numbers of this size."""
+    got, expected = ((result,) if isinstance(result, np.ndarray) else result for result in (got, expected))
+    return all(
+        (a is None and b is None)
+        or (
+            a.shape == b.shape
+            and a.dtype == b.dtype
+            and np.allclose(a, b, rtol=0, atol=64 * scale * np.finfo(dtype).eps)
+        )
+        for a, b in zip(got, expected, strict=True)
+    )
+
+
+def twins(topic):
+    return import_module(f"linfb.kernels.gpu_{topic}"), import_module(f"linfb.kernels.reference_{topic}")
+
+
+both = pytest.mark.parametrize("dtype", ["float32", "float64"])
+
+
+@both
+@pytest.mark.parametrize("shape", [(), (0,), (5,), (7, 100), (2, 3, 171)])
+def test_random_numbers_have_the_same_bits(host, dtype, shape):
+    gpu, reference = twins("random")
+    for state in (0, 12345, 2**64 - 2):
+        numbers = gpu.uniform(state, shape, np.ones(1, dtype))
+        assert numbers.dtype == dtype
+        assert np.array_equal(numbers, reference.uniform(state, shape, np.ones(1, dtype)))
+        assert numbers.size == 0 or not np.array_equal(numbers, gpu.uniform(state + 1, shape, np.ones(1, dtype)))
+    with pytest.raises(TypeError, match=r"like must be an array.*int64"):
+        gpu.uniform(0, (2,), np.ones(1, np.int64))
+
+
+@both
+def test_activations(host, dtype):
+    gpu, reference = twins("activations")
+    x = np.linspace(-6, 6, 1203).astype(dtype).reshape(3, -1)[:, ::-1]
+    assert close(gpu.relu(x), reference.relu(x), dtype, scale=0)
+    assert np.isnan(gpu.relu(np.array([np.nan], dtype))[0][0])
+    _, positive = reference.relu(x)
+    assert close(gpu.relu_pull(x * x, positive), reference.relu_pull(x * x, positive), dtype, scale=0)
+    for name in ("erf", "gelu"):
+        assert close(getattr(gpu, name)(x), getattr(reference, name)(x), dtype)
+        assert not close(getattr(gpu, name)(x + dtype_step(dtype)), getattr(reference, name)(x), dtype)
+
+
+def dtype_step(dtype):
+    """Return a change of inputs that results must show."""
+    return np.array(1000 * np.finfo(dtype).eps, dtype)
+
+
+@both
+@pytest.mark.parametrize("shape", [(200, 5), (3, 50, 7), (1, 4, 4, 300), (70, 1)])
+def test_norms(host, dtype, shape):
+    gpu, reference = twins("norms")
+    rng = np.random.default_rng(0)
+    x, delta = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    gain, shift = (rng.standard_normal(shape[-1]).astype(dtype) for _ in range(2))
+    size = float(np.sqrt(x.size))
+    assert close(gpu.shifted(x, shift), reference.shifted(x, shift), dtype, scale=0)
+    assert close(gpu.feature_sums(delta), reference.feature_sums(delta), dtype, size)
+    assert close(gpu.norm_grad(delta, x), reference.norm_grad(delta, x), dtype, size)
+    for kind in ("batch_norm", "layer_norm"):
+        if (kind, shape[-1]) == ("layer_norm", 1):
+            continue  # a row of one entry has no deviation
+        forward, pull = getattr(gpu, kind), getattr(gpu, f"{kind}_pull")
+        expected = getattr(reference, kind)(x, gain, shift, 1e-5)
+        assert close(forward(x, gain, shift, 1e-5), expected, dtype, 4)
+        assert not close(forward(x, gain, shift, 1e-2), expected, dtype, 4)
+        down = getattr(reference, f"{kind}_pull")(delta, expected[1], expected[2], gain)
+        assert close(pull(delta, expected[1], expected[2], gain), down, dtype, 8)
+        assert not close(pull(delta, x, expected[2], gain), down, dtype, 8)
+
+
+@both
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("tokens", "heads", "width"), [(1, 1, 1), (5, 2, 3), (65, 2, 4)])
+def test_attention(host, dtype, causal, tokens, heads, width):
+    gpu, reference = twins("sequences")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, tokens, 3 * heads * width)).astype(dtype)
+    delta = rng.standard_normal((2, tokens, heads * width)).astype(dtype)
+    expected = reference.attention(x, heads, causal)
+    assert close(gpu.attention(x, heads, causal), expected, dtype)
+    down = reference.attention_pull(delta, x, expected[1])
+    assert close(gpu.attention_pull(delta, x, expected[1]), down, dtype)
+    if tokens > 1:
+        assert not close(gpu.attention(x, heads, not causal), expected, dtype)
+        assert not close(gpu.attention_pull(delta, x, expected[1][:, :, ::-1]), down, dtype)
+
+
+@both
+def test_token_sums(host, dtype):
+    gpu, reference = twins("sequences")
+    rng = np.random.default_rng(0)
+    delta, tokens = rng.standard_normal((4, 30, 5)).astype(dtype), rng.integers(0, 9, (4, 30))
+    expected = reference.token_sums(delta, tokens, 11)  # two tokens never occur
+    assert close(gpu.token_sums(delta, tokens, 11), expected, dtype, 8)
+    assert not close(gpu.token_sums(delta, tokens[:, ::-1], 11), expected, dtype, 8)
+
+
+@both
+@pytest.mark.parametrize("bounded", [False, True])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"), [((3, 3), 1, 1), ((3, 3), 2, 1), ((1, 1), 1, 0), ((1, 1), 2, 0), ((5, 5), 2, 2),
+                                    ((2, 2), 3, 1), ((2, 3), 1, 1), ((1, 1), 1, 1), ((3, 3), 1, 4)]
+)  # fmt: skip
+@pytest.mark.parametrize(("wide", "narrow"), [(5, 2), (2, 5)])
+def test_convolutions(host, monkeypatch, dtype, bounded, size, stride, padding, wide, narrow):
+    gpu, reference = twins("images")
+    if bounded:
+        monkeypatch.setattr(gpu, "BUFFER", 3000)  # one or two images at a time
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 9, 8, wide)).astype(dtype)
+    kernel, other = (rng.standard_normal((narrow, *size, wide)).astype(dtype) for _ in range(2))
+    y = reference.convolve(x, kernel, stride, padding)
+    assert close(gpu.convolve(x, kernel, stride, padding), y, dtype)
+    assert not close(gpu.convolve(x, other, stride, padding), y, dtype)
+    delta = rng.standard_normal(y.shape).astype(dtype)
+    gradient = reference.convolve_grad(x, delta, size, stride, padding)
+    assert close(gpu.convolve_grad(x, delta, size, stride, padding), gradient, dtype, 4)
+    assert not close(gpu.convolve_grad(x, delta[:, ::-1], size, stride, padding), gradient, dtype, 4)
+    down = reference.convolve_pull(delta, kernel, (9, 8), stride, padding)
+    assert close(gpu.convolve_pull(delta, kernel, (9, 8), stride, padding), down, dtype)
+    assert not close(gpu.convolve_pull(delta, other, (9, 8), stride, padding), down, dtype)
+
+
+@both
+@pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize("channels", [1, 3, 300])
+def test_pooling(host, dtype, size, stride, channels):
+    gpu, reference = twins("images")
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 4, (2, 7, 6, channels)).astype(dtype)  # with many equals
+    x[0, 3:5] = np.nan
+    y, choice = gpu.max_pool(x, size, stride)
+    for got, expected in zip((y, choice), reference.max_pool(x, size, stride), strict=True):
+        assert np.array_equal(got, expected, equal_nan=got.dtype != np.uint8)
+    assert np.any(np.isnan(y))
+    assert not np.all(np.isnan(y))
+    assert choice.dtype == np.uint8
+    delta = rng.standard_normal(y.shape).astype(dtype)
+    down = reference.max_unpool(delta, choice, (7, 6), size, stride)
+    assert close(gpu.max_unpool(delta, choice, (7, 6), size, stride), down, dtype)
+    assert not close(gpu.max_unpool(delta, choice ^ 1, (7, 6), size, stride), down, dtype)
+
+
+OPTIMISERS = {
+    "sgd": (0, {"momentum": 0.0, "lookahead": 0.0}),
+    "momentum": (1, {"momentum": 0.9, "lookahead": 0.0}),
+    "nesterov": (1, {"momentum": 0.9, "lookahead": 0.9}),
+    "rmsprop": (1, {"alpha": 0.9, "epsilon": 1e-3, "momentum": 0.0}),
+    "rmsprop centred": (3, {"alpha": 0.9, "epsilon": 1e-3, "momentum": 0.8}),
+    "adam": (2, {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}),
+    "amsgrad": (3, {"beta1": 0.8, "beta2": 0.9, "epsilon": 1e-3}),
+    "muon": (1, {"momentum": 0.9, "lookahead": 0.9, "steps": 5}),
+}
+
+
+@both
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_optimisers(host, dtype, name):
+    gpu, reference = twins("optimisers")
+    held, settings = OPTIMISERS[name]
+    function = {"momentum": "sgd", "nesterov": "sgd", "rmsprop centred": "rmsprop"}.get(name, name)
+    slots = len([p for p in signature(getattr(reference, function)) if p[0] in STATE])
+    rng = np.random.default_rng(0)
+    start, gradients = rng.standard_normal((9, 40)).astype(dtype), rng.standard_normal((4, 9, 40)).astype(dtype)
+
+    def run(kernels, coupled=0.1):
+        value, state = start.copy(), [np.zeros_like(start) if i < held else None for i in range(slots)]
+        more = {"step": 0} if function in ("adam", "amsgrad") else {}
+        for number, gradient in enumerate(gradients, start=1):
+            more = dict.fromkeys(more, number)
+            value, *state = getattr(kernels, function)(
+                value,
+                gradient.T.copy().T,
+                *state,
+                learning_rate=0.01,
+                coupled=coupled,
+                decoupled=0.2,
+                **settings,
+                **more,
+            )
+        return value, *state
+
+    assert close(run(gpu), run(reference), dtype)
+    assert not close(run(gpu, 0.11), run(reference), dtype)
+
+
+STATE = {"velocity", "second", "mean", "first", "largest", "average"}
+
+
+def test_optimisers_overwrite_and_refuse_what_they_cannot(host):
+    gpu, _ = twins("optimisers")
+    value, velocity = np.ones((3, 4)), np.zeros((3, 4))
+    new, moved = gpu.sgd(value, np.ones((3, 4)), velocity, 0.1, 0.9, 0.0, 0.0, 0.0)
+    assert new is value
+    assert moved is velocity
+    assert np.all(value == 0.9)
+    for bad, message in ((np.zeros((4, 3)), "must agree"), (np.zeros((3, 4), "f4"), "must agree"),
+                         (np.zeros((4, 3)).T, "C-contiguous")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            gpu.sgd(value, np.ones((3, 4)), bad, 0.1, 0.9, 0.0, 0.0, 0.0)
+
+
+def test_what_kernels_cannot_take_is_refused(host):
+    gpu, _ = twins("activations")
+    with pytest.raises(TypeError, match=r"kernels take arrays of dtype float16.*got int64"):
+        gpu.relu(np.ones(2, dtype=np.int64))
+    with pytest.raises(ValueError, match=r"fewer than 2\*\*31 entries, got 2147483648"):
+        _cuda.launch(gpu.SOURCE, "relu", np.dtype("float32"), 1, 1, 2**31)
+
+
+@pytest.fixture
+def changed(tmp_path, monkeypatch):
+    """What runs the normalisation of rows by a kernel in which a text is replaced."""
+    gpu, _ = twins("norms")
+
+    def run(before, after):
+        assert gpu.SOURCE.count(before) == 1
+        sources = {"norms": gpu.SOURCE.replace(before, after)}
+        monkeypatch.setattr(_cuda, "function", emulated(build(tmp_path, sources), sources))
+        monkeypatch.setattr(gpu, "SOURCE", sources["norms"])
+        x, gain = np.random.default_rng(0).standard_normal((4, 40)), np.ones(40)
+        return close(gpu.layer_norm(x, gain, gain, 1e-5), twins("norms")[1].layer_norm(x, gain, gain, 1e-5), "float64")
+
+    return run
+
+
+def test_the_emulation_passes_a_right_kernel(changed):
+    assert changed("int lane = 16", "int lane = 32 / 2")
+
+
+def test_the_emulation_sees_half_of_a_sum(changed):
+    assert not changed("int lane = 16", "int lane = 8")
+
+
+def test_the_emulation_sees_a_step_outside(changed):
+    with pytest.raises(IndexError, match="outside"):
+        changed("normalised[start + c] = T(value)", "normalised[start + c + 1] = T(value)")
