@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from linfb._checks import integer
-from linfb.backend import transpose
+from linfb.backend import reshape, transpose
 
 __all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
 
@@ -108,7 +108,7 @@ def rows(x: Any, matrix: Any) -> Any:
 
 def columns(delta: Any, x: Any) -> Any:
     """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features)."""
-    left, right = delta.reshape(-1, delta.shape[-1]), x.reshape(-1, x.shape[-1])
+    left, right = reshape(delta, -1, delta.shape[-1]), reshape(x, -1, x.shape[-1])
     if not sliced(left, right):
         return transpose(left) @ right
     result = np.empty((left.shape[1], right.shape[1]), np.result_type(left, right))

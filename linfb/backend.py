@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Key", "device_namespace", "namespace", "stream", "to_numpy", "transpose"]
+__all__ = ["Key", "device_namespace", "namespace", "reshape", "stream", "to_numpy", "transpose"]
 
 Array = Any
 """An array of any library that follows the array-API standard (NumPy, CuPy)."""
@@ -165,6 +165,11 @@ class Key:
         xp = namespace(like)
         radius = xp.sqrt(-2 * xp.log1p(-self.at("radius").uniform(shape, like)))
         return radius * xp.cos(2 * np.pi * self.at("angle").uniform(shape, like))
+
+
+def reshape(array: Array, *shape: int) -> Array:
+    """Return `array` with another shape; the standard has this as a function only, arrays of most libraries know it."""
+    return array.reshape(shape) if hasattr(array, "reshape") else namespace(array).reshape(array, shape)
 
 
 def transpose(array: Array) -> Array:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from linfb.engine.architectures import mlp
-from linfb.engine.layers import BatchNorm, Bias, Dense, ReLU
+from linfb.engine import layers
+from linfb.engine.architectures import decoder, mlp, resnet18, resnet20, retina, vgg_like, vit
+from linfb.engine.layers import *  # noqa: F403 - every layer, as the package of layers lists them
 from linfb.engine.losses import cross_entropy, squared_error
 from linfb.engine.models import Model
-from linfb.engine.optimisers import Optimizers, adam, adamw, amsgrad, sgd
-from linfb.engine.schedules import Constant, Cosine, Exponential
+from linfb.engine.optimisers import Optimizers, adam, adamw, amsgrad, muon, rmsprop, sgd
+from linfb.engine.schedules import Constant, Cosine, Exponential, Step, Warmup
 from linfb.engine.training import train
 
 __all__ = [
-    "BatchNorm", "Bias", "Constant", "Cosine", "Dense", "Exponential", "Model", "Optimizers", "ReLU", "adam", "adamw",
-    "amsgrad", "cross_entropy", "mlp", "sgd", "squared_error", "train",
+    *layers.__all__, "Constant", "Cosine", "Exponential", "Model", "Optimizers", "Step", "Warmup", "adam", "adamw",
+    "amsgrad", "cross_entropy", "decoder", "mlp", "muon", "resnet18", "resnet20", "retina", "rmsprop", "sgd",
+    "squared_error", "train", "vgg_like", "vit",
 ]  # fmt: skip

@@ -15,7 +15,12 @@ from linfb.engine.models import Model
 
 __all__ = ["decoder", "mlp", "resnet18", "resnet20", "retina", "vgg_like", "vit"]
 
-NORMS: dict[str | None, Any] = {"batch": BatchNorm, None: Bias}
+NORMS: dict[str, Any] = {"batch": BatchNorm}
+
+
+def _norm(norm: str | None) -> Any:
+    """Return the kind of layer that stands before a ReLU."""
+    return Bias if norm is None else NORMS[choice("norm", norm, NORMS)]
 
 
 def _sizes(name: str, values: Any) -> list[int]:
@@ -50,7 +55,7 @@ def mlp(n_in: int, widths: Sequence[int], n_out: int, *, norm: str | None = "bat
     >>> [type(layer).__name__ for layer in mlp(64, (32,), 10).layers]
     ['Dense', 'BatchNorm', 'ReLU', 'Dense', 'Bias']
     """
-    middle = NORMS[choice("norm", norm, NORMS)]
+    middle = _norm(norm)
     layers: list[Any] = []
     for below, width in pairwise(sizes := _sizes("widths", [integer("n_in", n_in, at_least=1), *widths])):
         layers += [Dense(below, width), middle(width), ReLU()]
@@ -59,7 +64,7 @@ def mlp(n_in: int, widths: Sequence[int], n_out: int, *, norm: str | None = "bat
 
 def _convolved(n_in: int, n_out: int, size: int = 3, stride: int = 1, *, norm: str | None = "batch") -> tuple[Any, ...]:
     """Return a convolution that keeps the image's size (over the stride), and its normalisation."""
-    return Conv2d(n_in, n_out, size, stride=stride, padding=size // 2), NORMS[norm](n_out)
+    return Conv2d(n_in, n_out, size, stride=stride, padding=size // 2), _norm(norm)(n_out)
 
 
 def vgg_like(
@@ -101,7 +106,6 @@ def vgg_like(
     (0, 3, 7, 10, 14, 17, 21, 24, 28, 32)
     """
     below, layers = _image(shape)[2], []
-    choice("norm", norm, NORMS)
     for i, width in enumerate(_sizes("widths", widths)):
         layers += [MaxPool2d(2)] if i else []
         for n_in in (below, width):
@@ -286,7 +290,6 @@ def retina(
     [(32, 32, 32), (32, 32, 4)]
     """
     image, channels = _image(shape), [width, bottleneck, *[width] * integer("ventral", ventral, at_least=1)]
-    choice("norm", norm, NORMS)
     layers: list[Any] = []
     for n_in, channel in pairwise([image[2], *channels]):
         layers += [*_convolved(n_in, channel, size=size, norm=norm), ReLU()]

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from linfb.backend import transpose
+from linfb.backend import reshape, transpose
 
 __all__ = ["Kernel", "Layer"]
 
@@ -70,9 +70,8 @@ class Kernel(Layer, Protocol):
 
     def compose(self, P: Any, kernel: Any) -> Any:
         """Return the kernel of this layer followed by a map P (rank, out) of its output features."""
-        flat = kernel.reshape(kernel.shape[0], -1)
-        return (P @ flat).reshape(P.shape[0], *kernel.shape[1:])
+        return reshape(P @ reshape(kernel, kernel.shape[0], -1), P.shape[0], *kernel.shape[1:])
 
     def contract(self, Q: Any, kernel: Any) -> Any:
         """Return the inner products of all output features of two kernels, shape (rank, out)."""
-        return Q.reshape(Q.shape[0], -1) @ transpose(kernel.reshape(kernel.shape[0], -1))
+        return reshape(Q, Q.shape[0], -1) @ transpose(reshape(kernel, kernel.shape[0], -1))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from linfb._threads import columns, rows
-from linfb.backend import transpose
+from linfb.backend import reshape, transpose
 from linfb.engine.layers.base import Kernel
 
 __all__ = ["Direct"]
@@ -38,15 +38,15 @@ class Direct(Kernel):
 
     def forward(self, kernel: Any, x: Any) -> tuple[Any, Any]:
         """Return what the kernel reads of the layer's input, shape (batch, ..., rank)."""
-        return rows(self._flat(x), transpose(kernel.reshape(kernel.shape[0], -1))), x
+        return rows(self._flat(x), transpose(reshape(kernel, kernel.shape[0], -1))), x
 
     def grad(self, kernel: Any, cache: Any, delta: Any) -> Any:
         """Return error times the layer's input, summed over batch and shared positions."""
-        return columns(delta, self._flat(cache)).reshape(-1, *self.shape)
+        return reshape(columns(delta, self._flat(cache)), -1, *self.shape)
 
     def pull(self, kernel: Any, cache: Any, delta: Any) -> Any:
         """Return the error at the layer's input."""
-        return rows(delta, kernel.reshape(kernel.shape[0], -1)).reshape(cache.shape)
+        return reshape(rows(delta, reshape(kernel, kernel.shape[0], -1)), *cache.shape)
 
     def _flat(self, x: Any) -> Any:
-        return x.reshape(*x.shape[: x.ndim - len(self.shape)], math.prod(self.shape))
+        return reshape(x, *x.shape[: x.ndim - len(self.shape)], math.prod(self.shape))
