@@ -35,7 +35,7 @@ def erf(x: Any) -> Any:
     """Return the error function of every entry; the standard has none, so that SciPy or CuPy gives it."""
     if hasattr(x, "get"):  # CuPy
         return import_module("cupyx.scipy.special").erf(x)
-    return namespace(x).asarray(import_module("scipy.special").erf(to_numpy(x)))
+    return namespace(x).asarray(import_module("scipy.special").erf(to_numpy(x)), dtype=x.dtype)
 
 
 def gelu(x: Any) -> tuple[Any, Any]:

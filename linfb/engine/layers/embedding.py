@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 
 from linfb._checks import integer
 from linfb._threads import columns, rows
-from linfb.backend import namespace, transpose
+from linfb.backend import namespace, reshape, transpose
 from linfb.engine.layers.base import Kernel, Layer
 from linfb.engine.layers.shapes import tokens
 from linfb.kernels import suited
@@ -56,7 +56,7 @@ class PatchEmbedding(Kernel):
     array([2., 0., 0., 2.])
     """
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     patch: int
     n_out: int
 
@@ -100,7 +100,7 @@ class PatchEmbedding(Kernel):
         delta: Float[Any, "batch token out"],
     ) -> Float[Any, "out patch patch channel"]:
         """Return the gradient of a kernel, summed over batch and patches."""
-        return columns(delta, self._patches(cache)).reshape(-1, *self.kernel_shape[1:])
+        return reshape(columns(delta, self._patches(cache)), -1, *self.kernel_shape[1:])
 
     def pull(
         self, kernel: Float[Any, "out patch patch channel"], cache: Any, delta: Float[Any, "batch token out"]
@@ -284,13 +284,13 @@ class PositionalEmbedding(Layer):
         self, weights: Float[Any, "token features"], x: Float[Any, "batch token features"]
     ) -> tuple[Float[Any, "batch token features"], None]:
         """Return the sum; nothing has to be kept."""
-        return suited("norms", x).shifted(_flat(x), weights.reshape(-1)).reshape(x.shape), None
+        return reshape(suited("norms", x).shifted(_flat(x), reshape(weights, -1)), *x.shape), None
 
     def grad(
         self, weights: Any, cache: None, delta: Float[Any, "batch token features"]
     ) -> Float[Any, "token features"]:
         """Return the error, summed over the batch."""
-        return suited("norms", delta).feature_sums(_flat(delta)).reshape(delta.shape[1:])
+        return reshape(suited("norms", delta).feature_sums(_flat(delta)), *delta.shape[1:])
 
     def pull(
         self, weights: Any, cache: None, delta: Float[Any, "batch token features"]
@@ -341,4 +341,4 @@ class TakeToken(Layer):
 
 def _flat(x: Any) -> Any:
     """Return x with all axes but the first in one."""
-    return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+    return reshape(x, x.shape[0], math.prod(x.shape[1:]))
