@@ -19,6 +19,8 @@ def compiled(rule: Rule) -> bool:
     """Return whether the compiled kernel knows the rule; the others take the general path."""
     if isinstance(rule.reader, readers.Oja) and rule.reader.covariance != "second_moment":
         return False
+    if rule.layers is not None or rule.source == "hidden":
+        return False
     known = (readers.Identity, readers.Fixed, readers.Oja)  # not what is derived from them, which may learn otherwise
     return type(rule.reader) in known and type(rule.mirror) in _WAYS
 

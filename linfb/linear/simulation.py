@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -57,14 +57,17 @@ def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) 
 def _stacked(states: Sequence[State], xp: Any) -> State:
     """Join the states of all runs along a leading run axis, zero-padding channels to the largest rank.
 
-    Rows of zeros in P and Q carry nothing and stay zero under every rule.
+    Rows of zeros in P and Q carry nothing and stay zero under every rule; M is padded with the identity.
     """
 
-    def join(arrays: Sequence[Any]) -> Any:
+    def join(arrays: Sequence[Any], blank: Callable[..., Any] = np.zeros) -> Any:
         if arrays[0] is None:
             return None
         rows = max(array.shape[0] for array in arrays)
-        return xp.asarray(np.stack([np.pad(a, ((0, rows - a.shape[0]), (0, 0))) for a in arrays]))
+        padded = [blank((rows, array.shape[1])) for array in arrays]
+        for large, array in zip(padded, arrays, strict=True):
+            large[: array.shape[0], : array.shape[1]] = array
+        return xp.asarray(np.stack(padded))
 
     weights = tuple(join([state.weights[i] for state in states]) for i in range(len(states[0].weights)))
     channels = []
@@ -72,8 +75,8 @@ def _stacked(states: Sequence[State], xp: Any) -> State:
         parts = [state.channels[i] for state in states]
         gains = [part.gain for part in parts]
         gain = 1.0 if set(gains) == {1.0} else xp.asarray(np.reshape(gains, (-1, 1, 1)).astype(float))
-        arrays = {name: join([getattr(part, name) for part in parts]) for name in ("P", "Q", "M")}
-        channels.append(Channel(gain=gain, **arrays))
+        P, Q = (join([getattr(part, name) for part in parts]) for name in ("P", "Q"))
+        channels.append(Channel(P, Q, gain, join([part.M for part in parts], lambda shape: np.eye(shape[0]))))
     return State(weights, tuple(channels))
 
 
@@ -181,6 +184,8 @@ def simulate(
     from linfb._errors import DivergenceError, InterruptedRun
 
     runs = plan(task, network, rule, times, seeds=seeds, ranks=ranks, weight_decay=weight_decay, observe=observe)
+    if getattr(rule.mirror, "restart_every", None) is not None:
+        raise ValueError("mirror with restart_every starts again after steps of training; simulate has no such steps")
     solver, xp = named(method), device_namespace(device)
     made = [initial_state(task, network, member, seed=seed) for member, seed in runs.runs]
     state = _stacked([one for one, _ in made], xp)

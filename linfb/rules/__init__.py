@@ -20,7 +20,7 @@ from linfb.rules.base import Channel, Mirror, Reader, Rule, resolve_rank, transp
 __all__ = [
     "Channel", "Rule", "backpropagation", "by_name", "direct_feedback_alignment", "direct_low_rank",
     "feedback_alignment", "kolen_pollack", "local", "low_rank", "mirrors", "names", "normative", "readers",
-    "resolve_rank", "transport", "weight_mirror", "zero_feedback",
+    "resolve_rank", "sign_symmetry", "transport", "weight_mirror", "zero_feedback",
 ]  # fmt: skip
 
 
@@ -29,12 +29,14 @@ def backpropagation() -> Rule:
     return Rule("backpropagation", "above", readers.Identity(), mirrors.Exact())
 
 
-def zero_feedback() -> Rule:
+def zero_feedback(*, layers: Any = None) -> Rule:
     """Return the baseline below all rules: no error reaches a hidden layer, only the readout learns."""
-    return Rule("zero feedback", "above", readers.Identity(), mirrors.Zero())
+    return Rule("zero feedback", "above", readers.Identity(), mirrors.Zero(), layers=layers)
 
 
-def feedback_alignment(*, rank: Any = None, mirror: Mirror | None = None, gain: str = "none") -> Rule:
+def feedback_alignment(
+    *, rank: Any = None, mirror: Mirror | None = None, gain: str = "none", layers: Any = None
+) -> Rule:
     """Return feedback alignment: fixed random feedback, full (`rank` None) or as a product of two matrices.
 
     Parameters
@@ -45,30 +47,59 @@ def feedback_alignment(*, rank: Any = None, mirror: Mirror | None = None, gain: 
         The fixed kernel, by default ``mirrors.Fixed()``.
     gain : {"none", "full_rank"}
         See :class:`Rule`.
+    layers : collection of int, optional
+        See :class:`Rule`.
     """
     mirror = mirrors.Fixed() if mirror is None else mirror
     if rank is None:
-        return Rule("feedback alignment", "above", readers.Identity(), mirror, gain=gain)
-    return Rule("feedback alignment", "above", readers.Fixed("gaussian"), mirror, rank, gain)
+        return Rule("feedback alignment", "above", readers.Identity(), mirror, gain=gain, layers=layers)
+    return Rule("feedback alignment", "above", readers.Fixed("gaussian"), mirror, rank, gain, layers)
 
 
-def kolen_pollack(*, mirror: Mirror | None = None) -> Rule:
+def sign_symmetry(*, magnitude: str = "uniform", mirror: Mirror | None = None, layers: Any = None) -> Rule:
+    """Return sign symmetry: the whole error through the signs of the weights, with magnitudes of their own.
+
+    Parameters
+    ----------
+    magnitude : {"uniform", "fixed", "random"}
+        One for all weights; random and fixed; or drawn anew for every batch. See :class:`~linfb.rules.mirrors.Sign`.
+    mirror : Mirror, optional
+        In the place of ``mirrors.Sign(magnitude)``.
+    layers : collection of int, optional
+        See :class:`Rule`.
+
+    References
+    ----------
+    :cite:t:`liao2016`, :cite:t:`moskovitz2018`.
+    """
+    mirror = mirrors.Sign(magnitude) if mirror is None else mirror
+    return Rule("sign symmetry", "above", readers.Identity(), mirror, layers=layers)
+
+
+def kolen_pollack(*, mirror: Mirror | None = None, layers: Any = None) -> Rule:
     """Return Kolen-Pollack: the whole error through a kernel that learns with the weights' own products."""
-    return Rule("Kolen-Pollack", "above", readers.Identity(), mirror or mirrors.KolenPollack())
+    return Rule("Kolen-Pollack", "above", readers.Identity(), mirror or mirrors.KolenPollack(), layers=layers)
 
 
-def weight_mirror(*, mirror: Mirror | None = None) -> Rule:
+def weight_mirror(*, mirror: Mirror | None = None, layers: Any = None) -> Rule:
     """Return the weight mirror: the whole error through a kernel that follows the weights by noise."""
-    return Rule("weight mirror", "above", readers.Identity(), mirror or mirrors.WeightMirror())
+    return Rule("weight mirror", "above", readers.Identity(), mirror or mirrors.WeightMirror(), layers=layers)
 
 
-def direct_feedback_alignment(*, mirror: Mirror | None = None) -> Rule:
+def direct_feedback_alignment(*, mirror: Mirror | None = None, layers: Any = None) -> Rule:
     """Return direct feedback alignment: the output error straight to every hidden layer, fixed random kernels."""
-    return Rule("direct feedback alignment", "network", readers.Identity(), mirror or mirrors.Fixed())
+    mirror = mirrors.Fixed() if mirror is None else mirror
+    return Rule("direct feedback alignment", "network", readers.Identity(), mirror, layers=layers)
 
 
 def low_rank(
-    rank: Any, *, reader: Reader | None = None, mirror: Mirror | None = None, source: str = "above", gain: str = "none"
+    rank: Any,
+    *,
+    reader: Reader | None = None,
+    mirror: Mirror | None = None,
+    source: str = "above",
+    gain: str = "none",
+    layers: Any = None,
 ) -> Rule:
     """Return low-dimensional feedback B = Q P, the paper's rule.
 
@@ -81,9 +112,12 @@ def low_rank(
         only Q learns.
     mirror : Mirror, optional
         How Q follows the weights, by default Kolen-Pollack from a random start.
-    source : {"above", "network"}
-        "network" is the direct form.
+    source : {"above", "network", "hidden"}
+        "network" is the direct form, "hidden" that of the paper's code, which sends the error of the last hidden
+        layer instead of the output's.
     gain : {"none", "full_rank"}
+        See :class:`Rule`.
+    layers : collection of int, optional
         See :class:`Rule`.
 
     References
@@ -92,19 +126,34 @@ def low_rank(
     """
     return Rule(
         "low-rank" if source == "above" else "direct low-rank",
-        source, reader or readers.Oja(), mirror or mirrors.KolenPollack(), rank, gain,
+        source, reader or readers.Oja(), mirror or mirrors.KolenPollack(), rank, gain, layers,
     )  # fmt: skip
 
 
-def direct_low_rank(rank: Any, **choices: Any) -> Rule:
-    """Return the paper's direct form: the output error through Q P straight to every hidden layer.
+def direct_low_rank(rank: Any, *, source: str = "network", **choices: Any) -> Rule:
+    """Return the paper's direct form: one error of the network through Q P straight to every hidden layer.
 
-    Takes the choices of :func:`low_rank` but `source`.
+    Parameters
+    ----------
+    rank : int, float or mapping
+        Width of the channel, see :class:`Rule`.
+    source : {"network", "hidden"}
+        Whether that is the output error or, as in the paper's code, the error of the last hidden layer.
+    **choices
+        The other choices of :func:`low_rank`.
     """
-    return low_rank(rank, source="network", **choices)
+    return low_rank(rank, source=choice("source", source, ("network", "hidden")), **choices)
 
 
-def local(rank: Any, *, rate: float = 1.0, reader: Reader | None = None, mirror: Mirror | None = None) -> Rule:
+def local(
+    rank: Any,
+    *,
+    rate: float = 1.0,
+    reader: Reader | None = None,
+    mirror: Mirror | None = None,
+    gain: str = "none",
+    layers: Any = None,
+) -> Rule:
     """Return the synapse-local rule of the paper's later version, both factors learned.
 
     Parameters
@@ -115,11 +164,18 @@ def local(rank: Any, *, rate: float = 1.0, reader: Reader | None = None, mirror:
         Rate of P and Q relative to the forward weights (where `reader` or `mirror` is not given).
     reader, mirror : optional
         By default ``readers.Local(rate)`` and ``mirrors.KolenPollack(rate)``.
+    gain : {"none", "full_rank"}
+        See :class:`Rule`.
+    layers : collection of int, optional
+        See :class:`Rule`.
     """
-    return Rule("local", "above", reader or readers.Local(rate), mirror or mirrors.KolenPollack(rate), rank)
+    reader, mirror = reader or readers.Local(rate), mirror or mirrors.KolenPollack(rate)
+    return Rule("local", "above", reader, mirror, rank, gain, layers)
 
 
-def normative(rank: Any, *, rate: float = 1.0) -> Rule:
+def normative(
+    rank: Any, *, rate: float = 1.0, restart_every: int | None = None, gain: str = "none", layers: Any = None
+) -> Rule:
     """Return the normative rule of the paper's later version: Q P descends to the best approximation of the weights.
 
     Parameters
@@ -128,14 +184,22 @@ def normative(rank: Any, *, rate: float = 1.0) -> Rule:
         Width of the channel.
     rate : float
         Rate of P and Q relative to the forward weights.
+    restart_every : int, optional
+        After how many steps to start again from the present weights, see :class:`~linfb.rules.mirrors.Normative`.
+    gain : {"none", "full_rank"}
+        See :class:`Rule`.
+    layers : collection of int, optional
+        See :class:`Rule`.
     """
-    return Rule("normative", "above", readers.Normative(rate), mirrors.Normative(rate), rank)
+    mirror = mirrors.Normative(rate, restart_every)
+    return Rule("normative", "above", readers.Normative(rate), mirror, rank, gain, layers)
 
 
 _NAMED: dict[str, Callable[..., Rule]] = {
     "bp": backpropagation,
     "zero": zero_feedback,
     "fa": feedback_alignment,
+    "sign": sign_symmetry,
     "kp": kolen_pollack,
     "weight-mirror": weight_mirror,
     "dfa": direct_feedback_alignment,

@@ -16,7 +16,7 @@ import numpy as np
 
 from linfb._checks import choice, integer, real
 from linfb._threads import rows
-from linfb.backend import Key, transpose
+from linfb.backend import Key, namespace, reshape, transpose
 
 __all__ = ["Channel", "Layer", "Mirror", "Reader", "Rule", "View", "resolve_rank", "transport"]
 
@@ -50,7 +50,7 @@ class Channel(NamedTuple):
     Attributes
     ----------
     P : array, shape (rank, out) or None
-        Reads the error; None is the identity.
+        Reads the error; None is the identity. Connected units read it through :attr:`filters`.
     Q : array shaped like the layer's kernel with `rank` output features, or None
         Writes the error to the layer's input; None where it is computed from the weights.
     gain : float or array
@@ -63,6 +63,11 @@ class Channel(NamedTuple):
     Q: Any = None
     gain: Any = 1.0
     M: Any = None
+
+    @property
+    def filters(self) -> Any:
+        """What the units respond to, shape (rank, out): P, or M^-1 P at the rest of connected units; None with P."""
+        return self.P if self.M is None else namespace(self.P).linalg.solve(self.M, self.P)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class View:
     def flat(self, array: Any) -> Any:
         """Return an array (..., batch, positions, feature) as rows: batch and positions on one axis."""
         lead = array.shape[: self.channel.P.ndim - 2]
-        return array.reshape(*lead, -1, array.shape[-1]) if array.ndim > len(lead) + 2 else array
+        return reshape(array, *lead, -1, array.shape[-1]) if array.ndim > len(lead) + 2 else array
 
 
 @runtime_checkable
@@ -134,7 +139,7 @@ class Reader(Protocol):
 
     def read(self, channel: Channel, delta: Any) -> Any:
         """Return the compressed error, shape (..., batch, rank)."""
-        return delta if channel.P is None else rows(delta, transpose(channel.P))
+        return delta if channel.P is None else rows(delta, transpose(channel.filters))
 
     def gradient(self, view: View) -> Any:
         """Return what P descends, shape (rank, out)."""
@@ -158,12 +163,23 @@ class Mirror(Protocol):
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start, drawn on the host.
 
-        `weights` is None under a direct rule; `shape` is that of the kernel Q.
+        `weights` is None under a direct rule; `shape` is that of the kernel Q. A `gain` that it sets is a factor on
+        that of the rule.
         """
+
+    @property
+    def sets_reader(self) -> bool:
+        """Whether its start sets P as well, from the weights: ``start="svd"``."""
+        start = getattr(self, "start", None)
+        return isinstance(start, str) and start == "svd"
+
+    def kernel(self, view: View) -> Any:
+        """Return the kernel through which the compressed error is written to the layer's input, by default Q."""
+        return view.channel.Q
 
     def carry(self, view: View) -> Any:
         """Return the error at the layer's input."""
-        return view.layer.pull(view.channel.Q, view.cache, view.z)
+        return view.layer.pull(self.kernel(view), view.cache, view.z)
 
     def gradient(self, view: View) -> Any:
         """Return what Q descends, shaped like Q."""
@@ -243,8 +259,13 @@ class Rule:
             )
         if (self.reader.name == "normative") != (self.mirror.name == "normative"):
             raise ValueError("reader and mirror 'normative' descend one objective and go together")
-        if self.reader.name == "local" and self.mirror.name in ("exact", "zero"):
+        if self.reader.name == "local" and self.mirror.name in ("exact", "zero", "sign"):
             raise ValueError(f"reader 'local' needs a mirror with a kernel Q, not {self.mirror.name!r}")
+        if self.mirror.sets_reader and (self.source != "above" or not self.reader.compresses):
+            raise ValueError(
+                f"start of the mirror 'svd' sets P and Q from the weights: it needs source='above' (got "
+                f"{self.source!r}) and a reader that compresses (got {self.reader.name!r})"
+            )
 
     def at(self, layer: int) -> Rule:
         """Return the rule by which a kernel layer carries errors to its input: this one, or backpropagation."""

@@ -88,7 +88,8 @@ def initial_channels(rule: Rule, layers: Sequence[Any], weights: Sequence[Any], 
             raise ValueError(
                 f"mirror {rule.mirror.name!r}: Q of layer {l} has shape {np.shape(channel.Q)}, expected {shape}"
             )
-        channels.append(channel._replace(gain=gain, M=rule.reader.initial_lateral(ranks[l])))
+        lateral = rule.reader.initial_lateral(ranks[l])
+        channels.append(channel._replace(gain=gain * channel.gain, M=lateral))
     return InitialChannels(tuple(channels), ranks, capped)
 
 
@@ -107,10 +108,10 @@ def effective_readers(rule: Rule, widths: Sequence[int], *, seed: int) -> tuple[
     -------
     tuple of numpy.ndarray, shape (rank, out), or None
         One per kernel layer but the first: the same draws as in :func:`initial_channels`, times the root of the gain;
-        None for the identity, for readers that start from the weights, and under a direct rule, where the layer's own
-        output is not what is read.
+        None for the identity, for P that start from the weights, and under a direct rule, where the layer's own output
+        is not what is read.
     """
-    if rule.source != "above":
+    if rule.source != "above" or rule.mirror.sets_reader:
         return (None,) * (len(widths) - 1)
     drawn = _readers(rule, widths, [1] * len(widths), seed)[0]
     return tuple(None if P is None else math.sqrt(gain) * P for P, gain in drawn.values())

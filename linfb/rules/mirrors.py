@@ -1,6 +1,7 @@
 r"""Mirrors: how the way back follows the forward weights, :math:`\delta' = Q z` with Q towards :math:`W^\top P^\top`.
 
-In code shapes Q is a kernel shaped like the weights, with `rank` output features: the ideal mirror is ``P @ W``.
+In code shapes Q is a kernel shaped like the weights, with `rank` output features: the ideal mirror is ``P @ W`` (where
+the reader's units are connected, their filters in the place of P).
 """
 
 from __future__ import annotations
@@ -10,11 +11,25 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from linfb._checks import choice, real, real_array
-from linfb.backend import namespace
+from linfb._checks import choice, integer, real, real_array
+from linfb._threads import rows
+from linfb.backend import Key, namespace, reshape, transpose
 from linfb.rules.base import Channel, Layer, Mirror, View
 
-__all__ = ["Exact", "Fixed", "KolenPollack", "Normative", "WeightMirror", "Zero"]
+__all__ = ["Exact", "Fixed", "KolenPollack", "Normative", "Sign", "WeightMirror", "Zero"]
+
+
+def _perfect(view: View) -> Any:
+    """Return P W, which only mirrors that transport weights may look at."""
+    P = view.channel.filters
+    return view.weights if P is None else view.layer.compose(P, view.weights)
+
+
+def _key(view: View, needed: str) -> Key:
+    """Return the place of this step's random numbers."""
+    if view.key is None:
+        raise ValueError(f"mirror with {needed} draws in every step and needs a key, which only training has")
+    return view.key
 
 
 @dataclass(frozen=True)
@@ -28,11 +43,9 @@ class Exact(Mirror):
         """Return the channel; Q is computed from the weights whenever it is needed."""
         return Channel(P=P)
 
-    def carry(self, view: View) -> Any:
-        """Return the error at the layer's input."""
-        P = view.channel.P
-        kernel = view.weights if P is None else view.layer.compose(P, view.weights)
-        return view.layer.pull(kernel, view.cache, view.z)
+    def kernel(self, view: View) -> Any:
+        """Return P W."""
+        return _perfect(view)
 
 
 @dataclass(frozen=True)
@@ -68,14 +81,64 @@ def _keep_start(mirror: Any, allowed: tuple[str, ...]) -> None:
         real("scale", mirror.scale, above=0.0)
 
 
+@dataclass(frozen=True)
+class Sign(Mirror):
+    r"""Follow the signs of the weights alone: in code shapes :math:`Q_{ij} = m_{ij}\operatorname{sign}(PW)_{ij}`.
+
+    Parameters
+    ----------
+    magnitude : {"uniform", "fixed", "random"}
+        One constant for all entries; half-normal magnitudes, drawn once; or half-normal ones, drawn anew in every step
+        (in training only).
+    scale : float, optional
+        Root mean square of the magnitudes; None takes that of the layer's weights at the start.
+
+    Notes
+    -----
+    Looks at the forward weights, at their signs only. The channel's gain holds the scale and, under "fixed", Q the
+    magnitudes in units of it.
+
+    References
+    ----------
+    :cite:t:`liao2016`, :cite:t:`moskovitz2018`.
+    """
+
+    magnitude: str = "uniform"
+    scale: float | None = None
+    name: ClassVar[str] = "sign"
+    transports_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        choice("magnitude", self.magnitude, ("uniform", "fixed", "random"))
+        if self.scale is not None:
+            real("scale", self.scale, above=0.0)
+
+    def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
+        """Return P, the scale as gain, and the magnitudes where they stay."""
+        scale = _rms(weights) if self.scale is None else float(self.scale)
+        return Channel(P=P, Q=np.abs(rng.standard_normal(shape)) if self.magnitude == "fixed" else None, gain=scale)
+
+    def kernel(self, view: View) -> Any:
+        """Return signs times magnitudes, in units of the scale."""
+        perfect = _perfect(view)
+        xp = namespace(perfect)
+        signs = xp.sign(perfect)
+        if self.magnitude == "uniform":
+            return signs
+        if self.magnitude == "fixed":
+            return signs * view.channel.Q
+        return signs * xp.abs(_key(view, "magnitude='random'").normal(perfect.shape, perfect))
+
+
 @dataclass(frozen=True, eq=False)
 class Fixed(Mirror):
     """Never follow: a kernel that stays as it was drawn or given (feedback alignment, direct feedback alignment).
 
     Parameters
     ----------
-    start : "random", "weights" or array_like shaped like the kernel
-        Independent Gaussian entries; a copy of P W at the start; or the kernel itself.
+    start : "random", "weights", "svd" or array_like shaped like the kernel
+        Independent Gaussian entries; a copy of P W at the start; P and Q from the truncated singular value
+        decomposition of the weights, as for :class:`Normative`, whatever start the reader has; or the kernel itself.
     scale : float, optional
         Standard deviation of the entries; None gives rows of unit expected norm.
     """
@@ -85,10 +148,12 @@ class Fixed(Mirror):
     name: ClassVar[str] = "fixed"
 
     def __post_init__(self) -> None:
-        _keep_start(self, ("random", "weights"))
+        _keep_start(self, ("random", "weights", "svd"))
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start."""
+        if self.sets_reader:
+            return Channel(*_factors(weights, shape[0]))
         if isinstance(self.start, str) and self.start == "weights":
             return Channel(P=P, Q=_mirrored(layer, P, weights))
         return Channel(P=P, Q=draw(self.start, self.scale, shape, rng))
@@ -102,12 +167,33 @@ def _mirrored(layer: Layer, P: Any, weights: Any) -> np.ndarray:
 
 def _follower(mirror: Any, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: Any) -> Channel:
     """Return the start of a kernel that will follow the weights."""
+    if mirror.sets_reader:
+        return Channel(*_factors(weights, shape[0]))
     if isinstance(mirror.start, str) and mirror.start == "aligned":
         return Channel(P=P, Q=_mirrored(layer, P, weights))
     scale = mirror.scale
     if scale is None and weights is not None:
-        scale = float(np.sqrt(np.mean(np.square(weights))))
+        scale = _rms(weights)
     return Channel(P=P, Q=draw(mirror.start, scale, shape, rng))
+
+
+def _rms(weights: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(weights))))
+
+
+def _factors(weights: Any, rank: int) -> tuple[Any, Any]:
+    r"""Return :math:`P = \sqrt{S_r}\,U_r^\top, Q = \sqrt{S_r}\,V_r^\top`, with rows of zeros beyond all values."""
+    xp, n_out = namespace(weights), weights.shape[0]
+    left, values, right = xp.linalg.svd(reshape(weights, n_out, -1), full_matrices=False)
+    root = xp.sqrt(values)[:rank, None]
+    more = rank - root.shape[0]
+
+    def laid_out(factor: Any, shape: tuple[int, ...]) -> Any:  # rows one after the other in memory
+        factor = xp.concat([factor, xp.zeros((more, factor.shape[1]), dtype=weights.dtype)]) if more else factor
+        return reshape(reshape(factor, -1), *shape)
+
+    P, Q = root * transpose(left)[:rank, :], root * right[:rank, :]
+    return laid_out(P, (rank, n_out)), laid_out(Q, (rank, *weights.shape[1:]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +207,9 @@ class KolenPollack(Mirror):
     ----------
     rate : float
         Rate relative to the forward weights; 1 is what mirrors exactly.
-    start : {"random", "aligned"} or array_like shaped like the kernel
-        Independent of the weights; the mirror of the weights at the start; or the kernel itself.
+    start : {"random", "aligned", "svd"} or array_like shaped like the kernel
+        Independent of the weights; the mirror of the weights at the start; P and Q from the truncated singular value
+        decomposition of the weights, as for :class:`Normative`, whatever start the reader has; or the kernel itself.
     scale : float, optional
         Standard deviation of the entries of a random start; None takes that of the layer's weights (under a direct
         rule, rows of unit expected norm).
@@ -141,7 +228,7 @@ class KolenPollack(Mirror):
 
     def __post_init__(self) -> None:
         real("rate", self.rate, at_least=0.0)
-        _keep_start(self, ("random", "aligned"))
+        _keep_start(self, ("random", "aligned", "svd"))
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start."""
@@ -156,16 +243,20 @@ class KolenPollack(Mirror):
 class WeightMirror(Mirror):
     r"""Follow the weights by sending noise through them: :math:`\dot Q = \gamma (W^\top P^\top - Q)`.
 
-    Written for unit noise on the layer's input, averaged over the noise exactly (one probe per input direction).
+    :math:`W^\top P^\top = \langle\xi\,(PW\xi)^\top\rangle` is the average product of noise :math:`\xi` on the layer's
+    input and the channel's response to it (for a convolution, over positions as well).
 
     Parameters
     ----------
     rate : float
         :math:`\gamma`, relative to the rate of the forward weights.
-    start : {"random", "aligned"} or array_like shaped like the kernel
+    start : {"random", "aligned", "svd"} or array_like shaped like the kernel
         As in :class:`KolenPollack`.
     scale : float, optional
         As in :class:`KolenPollack`.
+    probes : int, optional
+        Number of noise inputs in a step (in training only), mixtures of the layer's unit probes with independent
+        Gaussian coefficients: an unbiased estimate. None sends the unit probes themselves, the exact average.
 
     References
     ----------
@@ -175,12 +266,15 @@ class WeightMirror(Mirror):
     rate: float = 1.0
     start: Any = "random"
     scale: float | None = None
+    probes: int | None = None
     name: ClassVar[str] = "weight_mirror"
     learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         real("rate", self.rate, at_least=0.0)
-        _keep_start(self, ("random", "aligned"))
+        _keep_start(self, ("random", "aligned", "svd"))
+        if self.probes is not None:
+            integer("probes", self.probes, at_least=1)
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start, as :class:`KolenPollack` does."""
@@ -188,11 +282,18 @@ class WeightMirror(Mirror):
 
     def gradient(self, view: View) -> Any:
         """Return :math:`Q - P W`, P W being what noise through the layer shows."""
+        x, P = self._noise(view), view.channel.filters
+        response = view.forward(x)
+        z = response if P is None else rows(response, transpose(P))
+        return view.channel.Q - view.layer.grad(view.channel.Q, x, z)
+
+    def _noise(self, view: View) -> Any:
         xp = namespace(view.cache)
-        probe = xp.eye(view.cache.shape[-1], dtype=view.cache.dtype)
-        response, P = view.forward(probe), view.channel.P
-        z = response if P is None else response @ xp.matrix_transpose(P)
-        return view.channel.Q - view.layer.grad(view.channel.Q, probe, z)
+        units = view.layer.probes(xp, view.cache.dtype)
+        if self.probes is None:
+            return units
+        mixture = _key(view, "probes").normal((self.probes, units.shape[0]), units) / self.probes**0.5
+        return reshape(mixture @ reshape(units, units.shape[0], -1), self.probes, *units.shape[1:])
 
 
 @dataclass(frozen=True)
@@ -206,27 +307,35 @@ class Normative(Mirror):
     ----------
     rate : float
         Rate relative to the forward weights.
+    restart_every : int, optional
+        Start P and Q again, from the decomposition of the present weights, after every so many steps (in training
+        only; in the paper's vision transformer, half an epoch); None never does.
     """
 
     rate: float = 1.0
+    restart_every: int | None = None
     name: ClassVar[str] = "normative"
     learns: ClassVar[bool] = True
     transports_weights: ClassVar[bool] = True
+    sets_reader: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         real("rate", self.rate, at_least=0.0)
+        if self.restart_every is not None:
+            integer("restart_every", self.restart_every, at_least=1)
 
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start."""
-        rank = shape[0]
-        left, values, right = np.linalg.svd(np.reshape(weights, (len(weights), -1)), full_matrices=False)
-        root = np.sqrt(values[:rank])[:, None]
-        P_start, Q_start = np.zeros((rank, len(weights))), np.zeros((rank, right.shape[1]))
-        P_start[: len(root)], Q_start[: len(root)] = root * left[:, :rank].T, root * right[:rank]
-        return Channel(P=P_start, Q=Q_start.reshape(shape))
+        return Channel(*_factors(weights, shape[0]))
 
     def gradient(self, view: View) -> Any:
         """Return :math:`P (P^T Q - W)`, shaped like Q."""
         P, Q = view.channel.P, view.channel.Q
-        xp = namespace(P)
-        return view.layer.compose(P, view.layer.compose(xp.matrix_transpose(P), Q) - view.weights)
+        return view.layer.compose(P, view.layer.compose(transpose(P), Q) - view.weights)
+
+    def restarted(self, layer: Layer, channel: Channel, weights: Any, step: int) -> Channel | None:
+        """Return P and Q of the present weights when it is time to."""
+        if self.restart_every is None or step % self.restart_every:
+            return None
+        P, Q = _factors(weights, channel.P.shape[0])
+        return channel._replace(P=P, Q=Q)

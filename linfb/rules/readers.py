@@ -2,6 +2,9 @@ r"""Readers: how a layer's error is compressed to the channel's width, :math:`z 
 
 The covariance that adaptive readers follow is :math:`C = \langle\delta\delta^\top\rangle` *per sample*: the factor
 1/batch that an averaged loss puts on every row of delta is taken out, so that C does not depend on the batch size.
+Its option ``covariance`` says what is done to the rows before: nothing ("second_moment"), their mean over the batch
+taken off ("centred"), or that and a division by the largest standard deviation of any of their entries ("normalised",
+the paper's protocol for nonlinear networks), which makes a reader blind to the shrinking of the error.
 """
 
 from __future__ import annotations
@@ -15,7 +18,9 @@ from linfb._checks import choice, real, real_array
 from linfb.backend import namespace, transpose
 from linfb.rules.base import Reader, View
 
-__all__ = ["Fixed", "Identity", "Local", "Normative", "Oja"]
+__all__ = ["Fixed", "Identity", "Local", "Normative", "Oja", "SimilarityMatching"]
+
+_COVARIANCES = ("second_moment", "centred", "normalised")
 
 
 def draw(start: Any, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
@@ -88,10 +93,8 @@ class Oja(Reader):
         What C is the covariance of. Labels exist at the output only: other layers read their errors.
     rate : float
         :math:`\rho`, relative to the rate of the forward weights.
-    covariance : {"second_moment", "normalised"}
-        The plain second moment per sample, or (the paper's protocol for nonlinear networks) that of rows centred over
-        the batch and divided by the largest standard deviation of any of their entries, which makes the rule blind to
-        the shrinking of the error.
+    covariance : {"second_moment", "centred", "normalised"}
+        What is done to the rows before, see :mod:`linfb.rules.readers`.
     start : {"orthonormal", "gaussian"} or array_like, shape (rank, out)
         As in :class:`Fixed`.
 
@@ -108,10 +111,7 @@ class Oja(Reader):
     learns: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        choice("on", self.on, ("errors", "labels"))
-        choice("covariance", self.covariance, ("second_moment", "normalised"))
-        real("rate", self.rate, at_least=0.0)
-        _keep_start(self)
+        _check_adaptive(self)
 
     def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
         """Return P at the start, shape (rank, out)."""
@@ -119,20 +119,113 @@ class Oja(Reader):
 
     def gradient(self, view: View) -> Any:
         """Return :math:`-PC(I - P^T P)`, shape (rank, out)."""
-        P, labels = view.channel.P, self.on == "labels" and view.targets is not None
-        rows = view.flat(view.targets) if labels else view.flat(view.delta) * view.samples
-        if self.covariance == "normalised":
-            rows = _normalised(rows)
+        P, rows = view.channel.P, _observed(self, view)
         z = rows @ transpose(P)
         z_transposed = transpose(z)
         return ((z_transposed @ z) @ P - z_transposed @ rows) / rows.shape[-2]
 
 
-def _normalised(rows: Any) -> Any:
+def _check_adaptive(reader: Any) -> None:
+    choice("on", reader.on, ("errors", "labels"))
+    choice("covariance", reader.covariance, _COVARIANCES)
+    real("rate", reader.rate, at_least=0.0)
+    _keep_start(reader)
+
+
+def _observed(reader: Any, view: View) -> Any:
+    """Return the rows whose covariance a reader follows: errors per sample or labels, shape (..., rows, out)."""
+    labels = reader.on == "labels" and view.targets is not None
+    rows = view.flat(view.targets) if labels else view.flat(view.delta) * view.samples
+    if reader.covariance == "second_moment":
+        return rows
     xp = namespace(rows)
     rows = rows - xp.mean(rows, axis=-2, keepdims=True)
+    if reader.covariance == "centred":
+        return rows
     spread = xp.max(xp.sqrt(xp.mean(rows * rows, axis=-2, keepdims=True)), axis=-1, keepdims=True)
     return rows / xp.where(spread > 0, spread, xp.ones_like(spread))
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityMatching(Reader):
+    r"""Find the principal subspace by a rule that is local to every synapse: similarity matching.
+
+    The channel's units inhibit each other through M until they rest at :math:`z = M^{-1}P\delta`; then every synapse
+    learns from the two units that it joins, and forgets at the pace of the activity of the one it ends on:
+
+    .. math:: \dot P_{ij} = \rho\,\big(\langle z_i\delta_j\rangle - \langle z_i^2\rangle P_{ij}\big),\qquad
+              \dot M_{ik} = \rho\kappa\,\big(\langle z_i z_k\rangle - \langle z_i^2\rangle M_{ik}\big)
+
+    Parameters
+    ----------
+    on, rate, covariance, start
+        As in :class:`Oja`; M starts as the identity.
+    ratio : float
+        :math:`\kappa`, the rate of M relative to that of P.
+
+    Notes
+    -----
+    What the units respond to is :math:`F = M^{-1}P` (:attr:`~linfb.rules.Channel.filters`), and mirrors follow F W.
+    With :math:`\kappa = 1`
+
+    .. math:: \dot F = \rho\, M^{-1} F C (I - F^\top F),
+
+    Oja's flow behind a matrix: from an orthonormal start the rows of F stay orthonormal however the error changes, so
+    that the channel keeps its scale, and the stable fixed points are those of Oja's rule, the principal subspace. The
+    diagonal of M stays 1. As with Oja's rule the speed is that of C, and a channel without error rests. A channel wider
+    than the rank of C ends with units that repeat each other, and an M that is close to singular.
+
+    References
+    ----------
+    :cite:t:`pehlevan2015`, :cite:t:`pehlevan2018`.
+
+    Examples
+    --------
+    >>> reader = SimilarityMatching(start=[[1.0, 0.0]])
+    >>> rng = np.random.default_rng(0)
+    >>> reader.initial(1, 2, rng), reader.initial_lateral(1)
+    (array([[1., 0.]]), array([[1.]]))
+    """
+
+    on: str = "errors"
+    rate: float = 1.0
+    covariance: str = "second_moment"
+    start: Any = "orthonormal"
+    ratio: float = 1.0
+    name: ClassVar[str] = "similarity_matching"
+    learns: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _check_adaptive(self)
+        real("ratio", self.ratio, at_least=0.0)
+
+    def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
+        """Return P at the start, shape (rank, out)."""
+        return draw(self.start, rank, n_out, rng)
+
+    def initial_lateral(self, rank: int) -> np.ndarray:
+        """Return M at the start: the identity, shape (rank, rank)."""
+        return np.eye(rank)
+
+    def gradient(self, view: View) -> Any:
+        """Return what P descends, shape (rank, out): row i from the activity of unit i alone."""
+        rows, z_transposed, overlaps = self._activity(view)
+        return (_diagonal(overlaps) * view.channel.P - z_transposed @ rows) / rows.shape[-2]
+
+    def lateral_gradient(self, view: View) -> Any:
+        """Return what M descends, shape (rank, rank); exactly zero on the diagonal."""
+        rows, _, overlaps = self._activity(view)
+        return self.ratio * (_diagonal(overlaps) * view.channel.M - overlaps) / rows.shape[-2]
+
+    def _activity(self, view: View) -> tuple[Any, Any, Any]:
+        """Return the rows, the units' responses to them (rank, rows), and the responses' inner products."""
+        rows = _observed(self, view)
+        z = rows @ transpose(view.channel.filters)
+        return rows, transpose(z), transpose(z) @ z
+
+
+def _diagonal(matrix: Any) -> Any:
+    return namespace(matrix).linalg.diagonal(matrix)[..., None]
 
 
 @dataclass(frozen=True, eq=False)
