@@ -6,6 +6,7 @@ signature in :mod:`linfb.kernels.cpu_images`; ``tests/test_layers_images.py`` ho
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from linfb.backend import namespace, transpose
@@ -34,7 +35,7 @@ def convolve(x: Any, kernel: Any, stride: int, padding: int) -> Any:
     """
     xp = namespace(x, kernel)
     patches = _patches(x, kernel.shape[1:3], stride, padding)
-    y = xp.reshape(patches, (-1, patches.shape[3])) @ transpose(xp.reshape(kernel, (kernel.shape[0], -1)))
+    y = _rows(patches) @ transpose(xp.reshape(kernel, (kernel.shape[0], -1)))
     return xp.reshape(y, (*patches.shape[:3], kernel.shape[0]))
 
 
@@ -58,8 +59,7 @@ def convolve_grad(x: Any, delta: Any, size: tuple[int, int], stride: int, paddin
     array, shape (out, kh, kw, in)
     """
     xp = namespace(x, delta)
-    patches = _patches(x, size, stride, padding)
-    total = transpose(xp.reshape(delta, (-1, delta.shape[3]))) @ xp.reshape(patches, (-1, patches.shape[3]))
+    total = transpose(_rows(delta)) @ _rows(_patches(x, size, stride, padding))
     return xp.reshape(total, (delta.shape[3], *size, x.shape[3]))
 
 
@@ -82,8 +82,8 @@ def convolve_pull(delta: Any, kernel: Any, shape: tuple[int, int], stride: int, 
     array, shape (batch, height, width, in)
     """
     xp, (out, *size, features), (height, width) = namespace(delta, kernel), kernel.shape, shape
-    spread = xp.reshape(delta, (-1, out)) @ xp.reshape(kernel, (out, -1))
-    spread = xp.reshape(spread, (*delta.shape[:3], -1, features))
+    spread = _rows(delta) @ xp.reshape(kernel, (out, -1))
+    spread = xp.reshape(spread, (*delta.shape[:3], size[0] * size[1], features))
     padded = xp.zeros((delta.shape[0], height + 2 * padding, width + 2 * padding, features), dtype=spread.dtype)
     for tap, pixels in enumerate(_taps(size, delta.shape[1:3], stride)):
         padded[pixels] += spread[:, :, :, tap, :]
@@ -142,6 +142,10 @@ def max_unpool(delta: Any, choice: Any, shape: tuple[int, int], size: int, strid
     for tap, pixels in enumerate(_taps((size, size), delta.shape[1:3], stride)):
         dx[pixels] += xp.where(choice == tap, delta, xp.zeros_like(delta))
     return dx
+
+
+def _rows(images: Any) -> Any:
+    return namespace(images).reshape(images, (math.prod(images.shape[:3]), images.shape[3]))
 
 
 def _patches(x: Any, size: Any, stride: int, padding: int) -> Any:
