@@ -432,6 +432,17 @@ def test_compiled_kernels_equal_their_plain_twins(topic, name, dtype):
         assert not np.abs(ours[::-1].astype(float) - theirs).max() <= tolerance * scale  # negative control
 
 
+@pytest.mark.parametrize(("topic", "name"), [(topic, name) for topic in TOPICS for name in twins(topic)[0].__all__])
+def test_compiled_kernels_take_arrays_of_any_memory_order(topic, name):
+    arguments = kernel_arguments(topic, name, np.random.default_rng(0))
+    other = [np.asfortranarray(a) if isinstance(a, np.ndarray) else a for a in arguments]
+    assert any(isinstance(a, np.ndarray) and not a.flags.c_contiguous for a in other)
+    results = [getattr(twins(topic)[0], name)(*given) for given in (arguments, other)]
+    results = [result if isinstance(result, tuple) else (result,) for result in results]
+    for ours, theirs in zip(*results, strict=True):
+        assert np.allclose(ours, theirs, rtol=0, atol=1e-14 * np.abs(theirs).max())
+
+
 @pytest.mark.parametrize("name", ["bias", "batch norm"])
 def test_sums_over_many_rows_keep_single_precision(name):
     layer, ones = {"bias": Bias(3), "batch norm": BatchNorm(3)}[name], np.full((1 << 17, 3), 0.1, np.float32)

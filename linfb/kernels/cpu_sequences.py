@@ -43,13 +43,14 @@ def attention_pull(delta: Any, x: Any, probabilities: Any) -> Any:
     """Return the error at the input of :func:`attention`."""
     batch, heads, tokens, _ = probabilities.shape
     q, k, v = _heads(x, 3, heads)
-    out = np.empty_like(x)
+    out = np.empty(x.shape, x.dtype)
     (to_q, to_k, to_v), (error,) = _heads(out, 3, heads), _heads(delta, 1, heads)
     scale = x.dtype.type(1 / math.sqrt(q.shape[-1]))
 
     def apply(first: int, last: int) -> None:
         here, part = slice(first, last), probabilities[first:last]
-        change = error[here] @ v[here].swapaxes(-1, -2)
+        change = np.empty(part.shape, x.dtype)
+        np.matmul(error[here], v[here].swapaxes(-1, -2), out=change)
         _softmax_pull(change.reshape(-1, tokens), part.reshape(-1, tokens), scale)
         np.matmul(change, k[here], out=to_q[here])
         np.matmul(change.swapaxes(-1, -2), q[here], out=to_k[here])
