@@ -3,11 +3,14 @@
 import importlib.util
 
 import pytest
+from beartype import BeartypeConf, beartype
 from hypothesis import settings
 from jaxtyping import install_import_hook
 
+checked = beartype(conf=BeartypeConf(is_pep484_tower=True))  # where a float is asked for, an int is one
+
 # The public front validates its arguments itself; these modules hold array code behind it.
-install_import_hook(["linfb.rules", "linfb.linear", "linfb.engine", "linfb.observables"], "beartype.beartype")
+install_import_hook(["linfb.rules", "linfb.linear", "linfb.engine", "linfb.observables"], "conftest.checked")
 
 settings.register_profile("linfb", deadline=None, print_blob=True, derandomize=True)
 settings.load_profile("linfb")

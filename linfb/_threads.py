@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from itertools import count
 from typing import Any
 
@@ -75,7 +75,7 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
     pool, n = _workers.get()
     token = _workers.set((None, 0))
     try:
-        helpers = [] if pool is None else [pool.submit(work) for _ in range(min(n, len(bounds)) - 1)]
+        helpers = [] if pool is None else [pool.submit(copy_context().run, work) for _ in bounds[1:n]]
         work()
         for helper in helpers:
             helper.result()

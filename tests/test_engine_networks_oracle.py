@@ -52,7 +52,7 @@ RULES = {
     "dfa": rules.direct_feedback_alignment(),
     "low-rank": rules.low_rank(2),
     "normalised": rules.low_rank(2, reader=readers.Oja(covariance="normalised")),
-    "some layers": rules.low_rank(2, layers=(2, 3)),
+    "some layers": rules.low_rank(2, layers=(1, 2)),
     "direct": rules.direct_low_rank(2),
     "local": rules.local(2),
     "normative": rules.normative(2),
@@ -124,7 +124,19 @@ class Carry(torch.autograd.Function):
     def backward(ctx, delta):
         x, W = ctx.saved_tensors
         gradient = pulled(lambda K: linear(ctx.layer, K, x), W, delta)
-        return ctx.way(x, W, delta, ctx.notes) if x.is_floating_point() else None, gradient, None, None, None
+        return ctx.way(x, W, delta, ctx.notes) if ctx.needs_input_grad[0] else None, gradient, None, None, None
+
+
+class Cut(torch.autograd.Function):
+    """The skip connection of a direct rule: it asks for an error and hands on none."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, delta):
+        return torch.zeros_like(delta)
 
 
 def carried(rule, layer, channel, error, targets, last):
@@ -170,7 +182,7 @@ def carried(rule, layer, channel, error, targets, last):
 def theirs(model, rule, weights, channels, x, targets):
     leaves = {k: tensor(v, grad=True) for k, v in flatten(weights).items()}
     notes = [{} for _ in model.kernels]
-    cut = (lambda t: t.detach()) if rule.source == "network" else (lambda t: t)
+    cut = Cut.apply if rule.source == "network" else (lambda t: t)
     errors, aside, k = [], [], 0
     h = tensor(x) if x.dtype.kind == "f" else torch.tensor(x)
     for layer, w in zip(model.layers, rebuild(weights, leaves), strict=True):

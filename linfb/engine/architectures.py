@@ -8,8 +8,25 @@ from typing import Any
 
 from linfb._checks import choice, integer
 from linfb.engine.layers import (
-    GELU, Attention, BatchNorm, Bias, ClassToken, Conv2d, Dense, Dropout, Flatten, GlobalAveragePool, LayerNorm,
-    MaxPool2d, PatchEmbedding, PositionalEmbedding, ReLU, StochasticDepth, TakeToken, TokenEmbedding, residual,
+    GELU,
+    Attention,
+    BatchNorm,
+    Bias,
+    ClassToken,
+    Conv2d,
+    Dense,
+    Dropout,
+    Flatten,
+    GlobalAveragePool,
+    LayerNorm,
+    MaxPool2d,
+    PatchEmbedding,
+    PositionalEmbedding,
+    ReLU,
+    StochasticDepth,
+    TakeToken,
+    TokenEmbedding,
+    residual,
 )  # fmt: skip
 from linfb.engine.models import Model
 

@@ -73,7 +73,7 @@ class Run:
         real_numbers = np.asarray(array).dtype.kind == "f"
         return xp.asarray(np.array(array, dtype=self.dtype if real_numbers else None, order="C"))
 
-    def rate(self, epoch: float) -> float:
+    def rate(self, epoch: float | int) -> float:
         """Return the factor of the schedule after `epoch` epochs."""
         return real("what schedule returns", self.schedule(epoch), at_least=0.0)
 
