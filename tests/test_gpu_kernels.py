@@ -18,6 +18,12 @@ import numpy as np
 import pytest
 
 import linfb.kernels
+from linfb import rules
+from linfb.backend import Key
+from linfb.engine import Optimizers, adamw, amsgrad, cross_entropy, decoder, mlp, muon, rmsprop, sgd, vgg_like, vit
+from linfb.engine.losses import one_hot
+from linfb.engine.state import initial_state, step
+from linfb.engine.trees import flatten
 from linfb.kernels import _cuda
 
 FOLDER = Path(linfb.kernels.__file__).parent
@@ -480,6 +486,54 @@ def test_optimisers_overwrite_and_refuse_what_they_cannot(host):
                          (np.zeros((4, 3)).T, "C-contiguous")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             gpu.sgd(value, np.ones((3, 4)), bad, 0.1, 0.9, 0.0, 0.0, 0.0)
+
+
+NETWORKS = {
+    "dense": (lambda: mlp(12, (8, 6), 4), amsgrad(0.01), rules.low_rank(2)),
+    "images": (lambda: vgg_like((8, 8, 2), 4, widths=(3, 4), dense=6), rmsprop(0.003), rules.low_rank(2)),
+    "direct": (lambda: vgg_like((8, 8, 2), 4, widths=(3, 4), dense=6), sgd(0.1), rules.direct_low_rank(2)),
+    "patches": (lambda: vit((8, 8, 2), 4, patch=4, width=6, depth=1, heads=2), adamw(0.01), rules.low_rank(2)),
+    "tokens": (lambda: decoder(5, 7, width=6, depth=1, heads=2, dropout=0.1), muon(0.01), rules.backpropagation()),
+}
+
+
+def trained(name, seed=0):
+    """Return all arrays of a small network after four steps of training."""
+    model, optimiser, rule = NETWORKS[name][0](), *NETWORKS[name][1:]
+    rng = np.random.default_rng(0)
+    state, _ = initial_state(model, rule, Optimizers(optimiser), 0, lambda array: np.array(array, order="C"))
+    for number in range(1, 5):
+        x = rng.integers(0, 7, (6, 5)) if name == "tokens" else rng.standard_normal((6, *model.shape))
+        labels = rng.integers(0, model.n_out, (6, 5) if name == "tokens" else 6)
+        state, _, _ = step(
+            model, rule, cross_entropy, Optimizers(optimiser), state, x, one_hot(labels, model.n_out, like=np.zeros(1)),
+            number=number, key=Key(seed),
+        )  # fmt: skip
+    return flatten({"weights": state.weights, "buffers": state.buffers, "channels": state.channels})
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_through_all_of_them_is_that_of_the_cpu(host, monkeypatch, name):
+    expected, other, called = trained(name), trained(name, seed=1), set()
+
+    def found(module):
+        called.add(module.rpartition("_")[2])
+        return import_module(module.replace(".cpu_", ".gpu_"))
+
+    monkeypatch.setattr(linfb.kernels, "import_module", found)
+    got = trained(name)
+    assert got.keys() == expected.keys()
+    assert all(np.allclose(got[path], expected[path], rtol=0, atol=1e-9) for path in got)
+    topics = {
+        "dense": {"activations", "norms"},
+        "images": {"activations", "norms", "images", "random"},
+        "direct": {"activations", "norms", "images", "random"},
+        "patches": {"activations", "norms", "sequences", "random"},
+        "tokens": {"activations", "norms", "sequences", "random"},
+    }
+    assert called >= {"optimisers", *topics[name]}
+    if "random" in called:
+        assert not all(np.allclose(got[path], other[path], rtol=0, atol=1e-9) for path in got)
 
 
 def test_what_kernels_cannot_take_is_refused(host):

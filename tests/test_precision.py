@@ -10,10 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linfb.backend import namespace
-from linfb.engine.layers import Dense, ReLU, TokenEmbedding
+from linfb import rules
+from linfb.backend import Key, namespace
+from linfb.engine import Model, Optimizers, sgd, vit
+from linfb.engine.backward import backward
+from linfb.engine.layers import GELU, Bias, Conv2d, Dense, Flatten, LayerNorm, ReLU, TokenEmbedding
 from linfb.engine.layers.base import Layer
 from linfb.engine.layers.precision import Cast, _power_below, cast, tensor_float32
+from linfb.engine.models import forward
+from linfb.engine.state import initial_state
+from linfb.engine.trees import flatten
 from linfb.kernels import _cuda
 
 
@@ -206,6 +212,52 @@ def test_everything_else_is_the_layers_own():
 def test_cast_wraps_what_is_made_of_products():
     dense, products, relu = Dense(2, 2), Products(), ReLU()
     assert cast((dense, relu, products), "float16") == (Cast(dense, "float16"), relu, Cast(products, "float16"))
+
+
+RULES = {
+    "backpropagation": rules.backpropagation(),
+    "Oja": rules.low_rank(3),
+    "weight mirror": rules.weight_mirror(),
+    "direct": rules.direct_low_rank(3),
+    "local": rules.local(3),
+    "normative": rules.normative(3),
+}
+NETWORKS = {  # smooth: a rectifier may switch by rounding
+    "dense": Model((Dense(12, 8), Bias(8), GELU(), Dense(8, 6), LayerNorm(6), GELU(), Dense(6, 4))),
+    "images": Model((Conv2d(2, 4, 3), GELU(), Conv2d(4, 6, 2, stride=2), GELU(), Flatten(), Dense(24, 4)), (6, 6, 2)),
+    "patches": vit((8, 8, 2), 4, patch=4, width=8, depth=1, heads=2, dropout=0.0, drop_path=0.0),
+}
+
+
+def gradients(network, rule, model, error=1.0):
+    """Return what all arrays of a network descend, in its first step."""
+    rng = np.random.default_rng(0)
+    place = lambda array: np.array(array, dtype="float32")  # noqa: E731
+    state, _ = initial_state(NETWORKS[network], RULES[rule], Optimizers(sgd(0.1)), 0, place)
+    x = rng.standard_normal((8, *model.shape)).astype("float32")
+    outputs, caches = forward(model, state.weights, x, Key(0))
+    delta = np.float32(error) * (outputs - rng.standard_normal(outputs.shape).astype("float32")) / 8
+    run = backward(model, RULES[rule], state.weights, state.channels, caches, delta, outputs, key=Key(0))
+    return flatten({"weights": run.weights, "channels": run.channels})
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_carry_errors_through_cast_layers(network, rule):
+    model = NETWORKS[network]
+    exact, low = gradients(network, rule, model), gradients(network, rule, low_model(model))
+    assert exact.keys() == low.keys()
+    for path, value in exact.items():
+        assert low[path].dtype == np.float32
+        assert np.linalg.norm(low[path] - value) <= 0.01 * np.linalg.norm(value) + 1e-6
+    assert any(np.any(low[path] != exact[path]) for path in exact)
+    if rule == "backpropagation":  # where all is linear in the error, its size does not matter
+        small = gradients(network, rule, low_model(model), error=2.0**-40)
+        assert all(np.array_equal(small[path], low[path] * np.float32(2.0**-40)) for path in low)
+
+
+def low_model(model):
+    return Model(cast(model.layers, "float16"), model.shape)
 
 
 def test_what_cannot_be_is_refused():

@@ -93,6 +93,18 @@ class Cast:
         small, factor = self._scaled(delta, other, terms)
         return _restored(self.layer.pull(self._low(weights), cache, small), factor, delta.dtype)
 
+    def compose(self, P: Any, kernel: Any) -> Any:
+        """Return the kernel with its output features mapped by P, in full precision."""
+        return self.layer.compose(P, kernel)
+
+    def contract(self, Q: Any, kernel: Any) -> Any:
+        """Return the inner products of the output features of two kernels, in full precision."""
+        return self.layer.contract(Q, kernel)
+
+    def probes(self, xp: Any, dtype: Any) -> Any:
+        """Return a complete set of unit inputs."""
+        return self.layer.probes(xp, dtype)
+
     def _evaluation(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
         def low(weights: Any, buffers: Any, x: Any) -> Any:
             return _rounded(evaluate(self._low(weights), self._low(buffers), self._low(x)), x.dtype)
