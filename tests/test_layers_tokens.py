@@ -177,6 +177,8 @@ def test_tokens_are_a_dense_layer_on_one_hot_inputs():
     for wrong in (np.array([[5]]), np.array([[-1]])):
         with pytest.raises(ValueError, match="x must hold tokens from 0 to 4, got"):
             layer.forward(W, wrong)
+        with pytest.raises(ValueError, match="tokens must be from 0 to 4, got"):
+            layer.grad(W, wrong, np.ones((1, 1, 3)))
     with pytest.raises(TypeError, match="x must be an array of tokens, which are integers, got dtype float64"):
         layer.forward(W, x * 1.0)
     with pytest.raises(ValueError, match="tokens have no error"):

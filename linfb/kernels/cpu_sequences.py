@@ -63,6 +63,8 @@ def attention_pull(delta: Any, x: Any, probabilities: Any) -> Any:
 def token_sums(delta: Any, tokens: Any, n_tokens: int) -> Any:
     """Return the sum of the errors of each token."""
     rows, flat = delta.reshape(-1, delta.shape[-1]), tokens.reshape(-1)
+    if flat.size and not 0 <= flat.min() <= flat.max() < n_tokens:
+        raise ValueError(f"tokens must be from 0 to {n_tokens - 1}, got {flat.min()} to {flat.max()}")
     total = np.zeros((n_tokens, rows.shape[1]), delta.dtype)
     _scatter(rows, flat, total)
     return np.ascontiguousarray(total.T)
