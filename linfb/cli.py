@@ -21,10 +21,10 @@ _OBSERVABLES = (
 )  # fmt: skip
 _SCHEDULES = ("constant", "exponential", "step", "cosine")
 _DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "text")
-_READERS = ("identity", "fixed", "oja", "local", "normative")
-_MIRRORS = ("exact", "zero", "fixed", "kolen_pollack", "weight_mirror", "normative")
+_READERS = ("identity", "fixed", "oja", "similarity_matching", "local", "normative")
+_MIRRORS = ("exact", "sign", "zero", "fixed", "kolen_pollack", "weight_mirror", "normative")
 _RULES = (
-    "bp", "zero", "fa", "kp", "weight-mirror", "dfa", "low-rank", "direct-low-rank", "local", "normative",
+    "bp", "zero", "fa", "sign", "kp", "weight-mirror", "dfa", "low-rank", "direct-low-rank", "local", "normative",
 )  # fmt: skip
 
 

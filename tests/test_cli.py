@@ -25,14 +25,20 @@ def test_version_and_table():
 
 
 def test_names_offered_are_those_that_exist():
+    from linfb import engine
     from linfb.datasets import DATASET_NAMES
+    from linfb.engine import architectures
+    from linfb.engine.observables import OBSERVABLES
     from linfb.rules import mirrors, readers
 
     assert rules.names == cli._RULES
     assert sorted(cli._READERS) == sorted(getattr(readers, name).name for name in readers.__all__)
     assert sorted(cli._MIRRORS) == sorted(getattr(mirrors, name).name for name in mirrors.__all__)
     data = next(p for p in cli.train_command.params if p.name == "data_name")
-    assert sorted(data.type.choices) == sorted(DATASET_NAMES)
+    assert sorted(data.type.choices) == sorted([*DATASET_NAMES, "text"])
+    assert tuple(OBSERVABLES) == cli._OBSERVABLES
+    assert set(cli._MODELS) - {"vgg"} | {"vgg_like"} == set(architectures.__all__)
+    assert all(callable(getattr(engine, name)) for name in cli._OPTIMISERS)
 
 
 def test_a_run_writes_its_result_and_its_checkpoint(tmp_path):
@@ -60,7 +66,7 @@ def test_a_run_writes_its_result_and_its_checkpoint(tmp_path):
     [
         (["--rule", "bp"], {"optimizer": "Adam"}),
         (["--rule", "fa", "--rank", "4", "--mirror", "fixed:scale=0.2"], {"rule": "scale=0.2"}),
-        (["--rank", "0.25", "--reader", "oja:on=labels,rate=5"], {"rule": "on='labels', rate=5.0"}),
+        (["--rank", "0.25", "--reader", "oja:on=labels,rate=5"], {"rule": "on='labels', rate=5"}),
         (["--rank", "1:3,2:2", "--optimizer", "sgd", "--learning-rate", "0.05"], {"optimizer": "momentum=0.9"}),
         (["--rule", "direct-low-rank", "--rank", "2", "--norm", "none"], {"model": "Bias(n_features=32)"}),
     ],
@@ -140,3 +146,53 @@ def test_help_needs_nothing_heavy():
     code = "import sys, linfb.cli; print(*(m for m in ('numba', 'scipy', 'xarray', 'sklearn') if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--model", "vgg:dense=8,dropout=0.2", "--augment", "crop:padding=1", "--augment", "flip"], "Conv2d"),
+        (
+            [
+                "--model",
+                "vit:patch=2,width=8,depth=1,heads=2",
+                "--schedule",
+                "cosine:warmup=1",
+                "--epochs",
+                "2",
+                "--grey",
+            ],
+            "Attention",
+        ),
+        (["--model", "retina:width=4,bottleneck=2,size=3,dense=8", "--norm", "batch", "--layers", "2"], "BatchNorm"),
+        (["--model", "resnet20:width=4", "--optimizer", "rmsprop", "--products", "float16"], "Fork"),
+        (["--hidden", "16", "--optimizer", "muon", "--clip-norm", "1", "--label-smoothing", "0.1"], "Dense"),
+    ],
+)
+def test_every_architecture_trains_from_the_command_line(tmp_path, options, expected):
+    out = tmp_path / "run.nc"
+    small = ["train", "--data", "digits", "--validation", "0.5", "--epochs", 1, "--batch-size", 128, "--quiet"]
+    outcome = call(*small, "--rank", 2, *options, "--threads", 2, "--out", out)
+    assert outcome.exit_code == 0, outcome.output
+    result = xarray.load_dataset(out, engine="h5netcdf")
+    assert expected in result.attrs["model"]
+    assert np.isfinite(result.step_loss.values).all()
+
+
+def test_a_language_model_trains_from_the_command_line(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("a rose is a rose is a rose, is it not? " * 40)
+    small = ["train", "--data", "text", "--text", text, "--length", 16, "--epochs", 2, "--batch-size", 8, "--quiet"]
+    outcome = call(*small, "--model", "decoder:width=8,depth=1,heads=2", "--rank", 2)
+    assert outcome.exit_code == 0, outcome.output
+    for options, message in (
+        (["--data", "text"], "--data text and --text FILE"),
+        (["--length", 5], "--length goes with"),
+        (["--model", "decoder"], "--model decoder and --data text"),
+        (["--schedule", "cosine", "--lr-decay", 0.9], "exclude each other"),
+        (["--model", "vit:heads=3,width=8,patch=2"], "heads"),
+        (["--model", "vit:heads"], "'heads' is no setting"),
+    ):
+        refused = call("train", "--data", "digits", "--rank", 2, "--epochs", 1, "--quiet", *options)
+        assert refused.exit_code == 2
+        assert message in refused.output
