@@ -117,7 +117,7 @@ def test_mlp_has_the_papers_form_and_starts_reproducibly():
     model = mlp(3072, (512, 512, 512), 10)
     names = [type(layer).__name__ for layer in model.layers]
     assert names == ["Dense", "BatchNorm", "ReLU"] * 3 + ["Dense", "Bias"]
-    assert (model.n_in, model.n_out, model.kernels) == (3072, 10, (0, 3, 6, 9))
+    assert (model.shape, model.n_out, model.kernels) == ((3072,), 10, (0, 3, 6, 9))
     first, again, other = (initial_weights(model, seed) for seed in (0, 0, 1))
     assert np.array_equal(first[3], again[3])
     assert not np.array_equal(first[3], other[3])
@@ -143,7 +143,7 @@ def test_evaluate_is_forward_where_nothing_depends_on_the_batch():
     [
         ((), "at least one kernel"),
         ((ReLU(),), "at least one kernel"),
-        ((Dense(3, 4), Dense(5, 2)), "takes 5 features, the one below gives 4"),
+        ((Dense(3, 4), Dense(5, 2)), r"takes 5 features on the last axis, got shape \(4,\)"),
         ((Dense(3, 4), Bias(3)), "takes 3 features"),
         ((BatchNorm(3), Dense(3, 2)), "below the first kernel layer"),
     ],

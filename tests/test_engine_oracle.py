@@ -179,7 +179,7 @@ def test_weight_mirror_descends_to_the_weights_seen_through_the_channel():
 def test_batch_normalisation_agrees_running_averages_included():
     rng = np.random.default_rng(0)
     layer, theirs = BatchNorm(4), torch.nn.BatchNorm1d(4, dtype=torch.float64)
-    weights, buffers = layer.initial_weights(), layer.initial_buffers()
+    weights, buffers = layer.initial_weights(np.random.default_rng(0)), layer.initial_buffers()
     for _ in range(5):
         x = 2 + 3 * rng.standard_normal((9, 4))
         y, cache = layer.forward(weights, x)
