@@ -1,4 +1,4 @@
-"""CUDA kernels without a device: compiled for two generations of them, and run as C++ on the host.
+"""CUDA kernels: compiled for two generations of devices, and run against their plain twins, as C++ on the host too.
 
 The emulation runs a kernel's own source, one thread of the grid after the other (those of a block take turns at its
 barriers), called by the same Python code that would start it on a device. What it cannot show: memory that needs
@@ -19,12 +19,12 @@ import pytest
 
 import linfb.kernels
 from linfb import rules
-from linfb.backend import Key
+from linfb.backend import Key, to_numpy
 from linfb.engine import Optimizers, adamw, amsgrad, cross_entropy, decoder, mlp, muon, rmsprop, sgd, vgg_like, vit
 from linfb.engine.losses import one_hot
 from linfb.engine.state import initial_state, step
 from linfb.engine.trees import flatten
-from linfb.kernels import _cuda
+from linfb.kernels import _cuda, gpu_activations, gpu_images, gpu_norms, gpu_optimisers, reference_norms
 
 FOLDER = Path(linfb.kernels.__file__).parent
 TOPICS = sorted(path.stem.removeprefix("gpu_") for path in FOLDER.glob("gpu_*.py"))
@@ -278,12 +278,43 @@ def library(tmp_path_factory):
 
 @pytest.fixture
 def host(library, monkeypatch):
+    """Let kernels run on the host."""
     monkeypatch.setattr(_cuda, "function", emulated(library, SOURCES))
+
+
+class OnDevice:
+    """A module of kernels that takes and returns NumPy arrays and works on a device."""
+
+    def __init__(self, module):
+        self.module = module
+
+    def __getattr__(self, name):
+        import cupy
+
+        def call(*arguments, **settings):
+            moved = [cupy.asarray(value) if isinstance(value, np.ndarray) else value for value in arguments]
+            results = getattr(self.module, name)(*moved, **settings)
+            return tuple(map(to_numpy, results)) if isinstance(results, tuple) else to_numpy(results)
+
+        return call
+
+
+@pytest.fixture(params=["host", pytest.param("device", marks=pytest.mark.gpu)])
+def twins(request):
+    """From a topic to its kernels for GPUs, run on the host or on a device, and to their plain twins."""
+    if request.param == "host":
+        request.getfixturevalue("host")
+
+    def pair(topic):
+        gpu, reference = (import_module(f"linfb.kernels.{kind}_{topic}") for kind in ("gpu", "reference"))
+        return gpu if request.param == "host" else OnDevice(gpu), reference
+
+    return pair
 
 
 def close(got, expected, dtype, scale=1.0):
     """Whether all arrays of two results agree up to the rounding of a few operations on numbers of this size."""
-    got, expected = ((result,) if isinstance(result, np.ndarray) else result for result in (got, expected))
+    got, expected = (result if isinstance(result, tuple) else (result,) for result in (got, expected))
     return all(
         (a is None and b is None)
         or (
@@ -295,16 +326,12 @@ def close(got, expected, dtype, scale=1.0):
     )
 
 
-def twins(topic):
-    return import_module(f"linfb.kernels.gpu_{topic}"), import_module(f"linfb.kernels.reference_{topic}")
-
-
 both = pytest.mark.parametrize("dtype", ["float32", "float64"])
 
 
 @both
 @pytest.mark.parametrize("shape", [(), (0,), (5,), (7, 100), (2, 3, 171)])
-def test_random_numbers_have_the_same_bits(host, dtype, shape):
+def test_random_numbers_have_the_same_bits(twins, dtype, shape):
     gpu, reference = twins("random")
     for state in (0, 12345, 2**64 - 2):
         numbers = gpu.uniform(state, shape, np.ones(1, dtype))
@@ -316,7 +343,7 @@ def test_random_numbers_have_the_same_bits(host, dtype, shape):
 
 
 @both
-def test_activations(host, dtype):
+def test_activations(twins, dtype):
     gpu, reference = twins("activations")
     x = np.linspace(-6, 6, 1203).astype(dtype).reshape(3, -1)[:, ::-1]
     assert close(gpu.relu(x), reference.relu(x), dtype, scale=0)
@@ -335,7 +362,7 @@ def dtype_step(dtype):
 
 @both
 @pytest.mark.parametrize("shape", [(200, 5), (3, 50, 7), (1, 4, 4, 300), (70, 1)])
-def test_norms(host, dtype, shape):
+def test_norms(twins, dtype, shape):
     gpu, reference = twins("norms")
     rng = np.random.default_rng(0)
     x, delta = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
@@ -359,7 +386,7 @@ def test_norms(host, dtype, shape):
 @both
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(("tokens", "heads", "width"), [(1, 1, 1), (5, 2, 3), (65, 2, 4)])
-def test_attention(host, dtype, causal, tokens, heads, width):
+def test_attention(twins, dtype, causal, tokens, heads, width):
     gpu, reference = twins("sequences")
     rng = np.random.default_rng(0)
     x = rng.standard_normal((2, tokens, 3 * heads * width)).astype(dtype)
@@ -374,7 +401,7 @@ def test_attention(host, dtype, causal, tokens, heads, width):
 
 
 @both
-def test_token_sums(host, dtype):
+def test_token_sums(twins, dtype):
     gpu, reference = twins("sequences")
     rng = np.random.default_rng(0)
     delta, tokens = rng.standard_normal((4, 30, 5)).astype(dtype), rng.integers(0, 9, (4, 30))
@@ -384,16 +411,15 @@ def test_token_sums(host, dtype):
 
 
 @both
-@pytest.mark.parametrize("bounded", [False, True])
 @pytest.mark.parametrize(
     ("size", "stride", "padding"), [((3, 3), 1, 1), ((3, 3), 2, 1), ((1, 1), 1, 0), ((1, 1), 2, 0), ((5, 5), 2, 2),
                                     ((2, 2), 3, 1), ((2, 3), 1, 1), ((1, 1), 1, 1), ((3, 3), 1, 4)]
 )  # fmt: skip
 @pytest.mark.parametrize(("wide", "narrow"), [(5, 2), (2, 5)])
-def test_convolutions(host, monkeypatch, dtype, bounded, size, stride, padding, wide, narrow):
+def test_convolutions(twins, monkeypatch, dtype, size, stride, padding, wide, narrow):
     gpu, reference = twins("images")
-    if bounded:
-        monkeypatch.setattr(gpu, "BUFFER", 3000)  # one or two images at a time
+    if padding != 2:
+        monkeypatch.setattr(gpu_images, "BUFFER", 3000)  # one or two images at a time
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 9, 8, wide)).astype(dtype)
     kernel, other = (rng.standard_normal((narrow, *size, wide)).astype(dtype) for _ in range(2))
@@ -412,7 +438,7 @@ def test_convolutions(host, monkeypatch, dtype, bounded, size, stride, padding, 
 @both
 @pytest.mark.parametrize(("size", "stride"), [(2, 2), (3, 2), (3, 1), (2, 3)])
 @pytest.mark.parametrize("channels", [1, 3, 300])
-def test_pooling(host, dtype, size, stride, channels):
+def test_pooling(twins, dtype, size, stride, channels):
     gpu, reference = twins("images")
     rng = np.random.default_rng(0)
     x = rng.integers(0, 4, (2, 7, 6, channels)).astype(dtype)  # with many equals
@@ -443,7 +469,7 @@ OPTIMISERS = {
 
 @both
 @pytest.mark.parametrize("name", OPTIMISERS)
-def test_optimisers(host, dtype, name):
+def test_optimisers(twins, dtype, name):
     gpu, reference = twins("optimisers")
     held, settings = OPTIMISERS[name]
     function = {"momentum": "sgd", "nesterov": "sgd", "rmsprop centred": "rmsprop"}.get(name, name)
@@ -476,7 +502,7 @@ STATE = {"velocity", "second", "mean", "first", "largest", "average"}
 
 
 def test_optimisers_overwrite_and_refuse_what_they_cannot(host):
-    gpu, _ = twins("optimisers")
+    gpu = gpu_optimisers
     value, velocity = np.ones((3, 4)), np.zeros((3, 4))
     new, moved = gpu.sgd(value, np.ones((3, 4)), velocity, 0.1, 0.9, 0.0, 0.0, 0.0)
     assert new is value
@@ -536,18 +562,43 @@ def test_training_through_all_of_them_is_that_of_the_cpu(host, monkeypatch, name
         assert not all(np.allclose(got[path], other[path], rtol=0, atol=1e-9) for path in got)
 
 
+@pytest.mark.parametrize("images", [0, 1])
+def test_nothing_to_do_is_no_trouble(twins, images):
+    gpu, reference = twins("images")
+    x, kernel = np.ones((images, 4, 4, 2)), np.ones((3, 3, 3, 2))
+    for function, arguments in (
+        ("convolve", (x, kernel, 1, 1)),
+        ("convolve_grad", (x, np.ones((images, 4, 4, 3)), (3, 3), 1, 1)),
+        ("convolve_pull", (np.ones((images, 2, 2, 3)), kernel, (4, 4), 2, 1)),
+        ("max_pool", (x, 2, 2)),
+    ):
+        assert close(getattr(gpu, function)(*arguments), getattr(reference, function)(*arguments), "float64", 4)
+    gpu, reference = twins("norms")
+    assert close(gpu.feature_sums(x), reference.feature_sums(x), "float64")
+    arguments = (x, np.ones(2), np.ones(2), 1e-3)
+    assert close(gpu.layer_norm(*arguments), reference.layer_norm(*arguments), "float64")
+    gpu, reference = twins("sequences")
+    arguments = (np.ones((images, 4, 6)), 2, True)
+    assert close(gpu.attention(*arguments), reference.attention(*arguments), "float64")
+
+
 def test_what_kernels_cannot_take_is_refused(host):
-    gpu, _ = twins("activations")
+    gpu = gpu_activations
     with pytest.raises(TypeError, match=r"kernels take arrays of dtype float16.*got int64"):
         gpu.relu(np.ones(2, dtype=np.int64))
     with pytest.raises(ValueError, match=r"fewer than 2\*\*31 entries, got 2147483648"):
         _cuda.launch(gpu.SOURCE, "relu", np.dtype("float32"), 1, 1, 2**31)
+    gain = np.ones(3)
+    with pytest.raises(TypeError, match=r"arrays must agree.*float32.*float64"):
+        gpu_norms.layer_norm(np.ones((2, 3), "float32"), gain, gain, 1e-5)
+    with pytest.raises(ValueError, match=r"C-contiguous arrays, got one with strides \(16,\)"):
+        gpu_norms.layer_norm(np.ones((2, 3)), np.ones(6)[::2], gain, 1e-5)
 
 
 @pytest.fixture
 def changed(tmp_path, monkeypatch):
     """What runs the normalisation of rows by a kernel in which a text is replaced."""
-    gpu, _ = twins("norms")
+    gpu = gpu_norms
 
     def run(before, after):
         assert gpu.SOURCE.count(before) == 1
@@ -555,7 +606,7 @@ def changed(tmp_path, monkeypatch):
         monkeypatch.setattr(_cuda, "function", emulated(build(tmp_path, sources), sources))
         monkeypatch.setattr(gpu, "SOURCE", sources["norms"])
         x, gain = np.random.default_rng(0).standard_normal((4, 40)), np.ones(40)
-        return close(gpu.layer_norm(x, gain, gain, 1e-5), twins("norms")[1].layer_norm(x, gain, gain, 1e-5), "float64")
+        return close(gpu.layer_norm(x, gain, gain, 1e-5), reference_norms.layer_norm(x, gain, gain, 1e-5), "float64")
 
     return run
 

@@ -54,9 +54,9 @@ def launch(source: str, name: str, dtype: Any, rows: int, columns: int, *argumen
     Raises
     ------
     TypeError
-        For another dtype.
+        For another dtype, or an array of real numbers that are neither of it nor of the one of sums.
     ValueError
-        If an integer is beyond 32 bits: arrays may hold 2,147,483,647 entries.
+        If an array is not C-contiguous, or an integer beyond 32 bits: arrays may hold 2,147,483,647 entries.
     """
     if dtype.name not in TYPES:
         raise TypeError(f"kernels take arrays of dtype {', '.join(TYPES)}, got {dtype.name}")
@@ -65,11 +65,17 @@ def launch(source: str, name: str, dtype: Any, rows: int, columns: int, *argumen
     across = min(THREADS, 1 << (columns - 1).bit_length())
     along = THREADS // across
     wide = np.float64 if dtype.name == "float64" else np.float32
-    handed = tuple(_argument(argument, wide) for argument in arguments)
+    handed = tuple(_argument(argument, dtype, wide) for argument in arguments)
     function(source, name, TYPES[dtype.name])((-(-rows // along),), (across, along), handed)
 
 
-def _argument(value: Any, wide: type) -> Any:
+def _argument(value: Any, dtype: Any, wide: type) -> Any:
+    if hasattr(value, "flags") and value.ndim > 0:
+        if value.dtype.name in TYPES and value.dtype not in (dtype, wide):
+            raise TypeError(f"arrays must agree: one is of dtype {dtype}, another of {value.dtype}")
+        if not value.flags.c_contiguous:
+            raise ValueError(f"kernels for GPUs take C-contiguous arrays, got one with strides {value.strides}")
+        return value
     if value is None:
         return np.uintp(0)
     if isinstance(value, float):
