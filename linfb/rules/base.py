@@ -108,6 +108,12 @@ class View:
     key: Key | None = None
     weights: Any = None
 
+    @property
+    def perfect(self) -> Any:
+        """The kernel of a perfect mirror, P W; None where the weights are not shown."""
+        P, W = self.channel.filters, self.weights
+        return W if P is None or W is None else self.layer.compose(P, W)
+
     def flat(self, array: Any) -> Any:
         """Return an array (..., batch, positions, feature) as rows: batch and positions on one axis."""
         lead = array.shape[: self.channel.P.ndim - 2]
@@ -173,13 +179,16 @@ class Mirror(Protocol):
         start = getattr(self, "start", None)
         return isinstance(start, str) and start == "svd"
 
-    def kernel(self, view: View) -> Any:
-        """Return the kernel through which the compressed error is written to the layer's input, by default Q."""
-        return view.channel.Q
+    def kernel(self, channel: Channel, perfect: Any = None, key: Key | None = None) -> Any:
+        """Return the kernel through which the compressed error is written to the layer's input, by default Q.
+
+        `perfect` is P W, None for mirrors that do not transport weights; `key` the place of this step's random numbers.
+        """
+        return channel.Q
 
     def carry(self, view: View) -> Any:
         """Return the error at the layer's input."""
-        return view.layer.pull(self.kernel(view), view.cache, view.z)
+        return view.layer.pull(self.kernel(view.channel, view.perfect, view.key), view.cache, view.z)
 
     def gradient(self, view: View) -> Any:
         """Return what Q descends, shaped like Q."""

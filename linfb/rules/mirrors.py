@@ -19,17 +19,10 @@ from linfb.rules.base import Channel, Layer, Mirror, View
 __all__ = ["Exact", "Fixed", "KolenPollack", "Normative", "Sign", "WeightMirror", "Zero"]
 
 
-def _perfect(view: View) -> Any:
-    """Return P W, which only mirrors that transport weights may look at."""
-    P = view.channel.filters
-    return view.weights if P is None else view.layer.compose(P, view.weights)
-
-
-def _key(view: View, needed: str) -> Key:
-    """Return the place of this step's random numbers."""
-    if view.key is None:
-        raise ValueError(f"mirror with {needed} draws in every step and needs a key, which only training has")
-    return view.key
+def _needed(key: Key | None, option: str) -> Key:
+    if key is None:
+        raise ValueError(f"mirror with {option} draws in every step and needs a key, which only training has")
+    return key
 
 
 @dataclass(frozen=True)
@@ -43,9 +36,9 @@ class Exact(Mirror):
         """Return the channel; Q is computed from the weights whenever it is needed."""
         return Channel(P=P)
 
-    def kernel(self, view: View) -> Any:
+    def kernel(self, channel: Channel, perfect: Any = None, key: Key | None = None) -> Any:
         """Return P W."""
-        return _perfect(view)
+        return perfect
 
 
 @dataclass(frozen=True)
@@ -118,16 +111,15 @@ class Sign(Mirror):
         scale = _rms(weights) if self.scale is None else float(self.scale)
         return Channel(P=P, Q=np.abs(rng.standard_normal(shape)) if self.magnitude == "fixed" else None, gain=scale)
 
-    def kernel(self, view: View) -> Any:
+    def kernel(self, channel: Channel, perfect: Any = None, key: Key | None = None) -> Any:
         """Return signs times magnitudes, in units of the scale."""
-        perfect = _perfect(view)
         xp = namespace(perfect)
         signs = xp.sign(perfect)
         if self.magnitude == "uniform":
             return signs
         if self.magnitude == "fixed":
-            return signs * view.channel.Q
-        return signs * xp.abs(_key(view, "magnitude='random'").normal(perfect.shape, perfect))
+            return signs * channel.Q
+        return signs * xp.abs(_needed(key, "magnitude='random'").normal(perfect.shape, perfect))
 
 
 @dataclass(frozen=True, eq=False)
@@ -292,7 +284,7 @@ class WeightMirror(Mirror):
         units = view.layer.probes(xp, view.cache.dtype)
         if self.probes is None:
             return units
-        mixture = _key(view, "probes").normal((self.probes, units.shape[0]), units) / self.probes**0.5
+        mixture = _needed(view.key, "probes").normal((self.probes, units.shape[0]), units) / self.probes**0.5
         return reshape(mixture @ reshape(units, units.shape[0], -1), self.probes, *units.shape[1:])
 
 
