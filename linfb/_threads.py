@@ -86,9 +86,11 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
 
 def rows(x: Any, matrix: Any) -> Any:
     """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows."""
-    if not sliced(x, matrix) or matrix.ndim != 2:
+    if matrix.ndim != 2:
         return x @ matrix
-    flat = x.reshape(-1, x.shape[-1])
+    flat = x if x.ndim <= 2 else reshape(x, -1, x.shape[-1])
+    if not sliced(x, matrix):
+        return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
     result = np.empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
 
     def block(start: int, stop: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from types import ModuleType
@@ -23,9 +24,12 @@ def suited(topic: str, array: Any) -> ModuleType:
         NumPy arrays of single and double precision have compiled twins, CuPy arrays fused ones; all others take the
         reference.
     """
-    kind = type(array).__module__.split(".")[0]
     if isinstance(array, np.ndarray) and array.dtype in (np.float32, np.float64):
-        return import_module(f"linfb.kernels.cpu_{topic}")
-    if kind == "cupy" and find_spec(f"linfb.kernels.gpu_{topic}") is not None:
-        return import_module(f"linfb.kernels.gpu_{topic}")
-    return import_module(f"linfb.kernels.reference_{topic}")
+        return _module("cpu", topic)
+    return _module("gpu" if type(array).__module__.startswith("cupy") else "reference", topic)
+
+
+@cache
+def _module(device: str, topic: str) -> ModuleType:
+    name = f"linfb.kernels.{device}_{topic}"
+    return import_module(name if find_spec(name) is not None else f"linfb.kernels.reference_{topic}")
