@@ -15,7 +15,8 @@ from click.testing import CliRunner
 
 import figures
 from figures import __main__ as command
-from figures import _cache, _run, _source, _style, learning_times, mlp, modes, rank, threshold
+from figures import _cache, _run, _source, _style, language, learning_times, mlp, modes, networks, rank, threshold
+from linfb import DivergenceError
 
 ROOT = Path(figures.__file__).parents[1]
 HERE = _run.Resources()
@@ -35,6 +36,24 @@ TINY = {
     "mlp": mlp.Config(
         cells=("backpropagation", "zero feedback", "fixed P r=1", "fixed P r=5", "Oja r=1", "Oja r=5"), seeds=(0, 1, 2),
         widths=(16,), epochs=3, learning_rates=(1e-2, 1e-6),
+    ),
+    "networks": networks.Config(
+        cells=(
+            "vgg / low-rank", "vit / feedback alignment", "retina / backpropagation", "retina / narrow optic nerve",
+            "retina / zero feedback",
+        ),
+        train=400, validation=100,
+        vgg=networks.Training(
+            {"widths": (6,), "dense": 16}, 4, 1, 50, (1e30, 1e-2), "rmsprop", 0.0, ("Exponential", 0.9), ("flip",)
+        ),
+        vit=networks.Training({"patch": 4, "width": 8, "depth": 1, "heads": 2}, 4, 2, 50, (1e-2,)),
+        retina=networks.Training(
+            {"width": 4, "bottleneck": 4, "size": 3, "ventral": 1, "dense": 16, "dropout": 0.0}, 4, 2, 10, (1e-2, 1e-6)
+        ),
+    ),
+    "language": language.Config(
+        cells=(*language.FULL, "low-rank r=1", "low-rank r=4", "direct low-rank r=4"), seeds=(0,), characters=8000,
+        length=16, width=8, heads=1, epochs=2, learning_rates=(1e-2,),
     ),
 }  # fmt: skip
 
@@ -157,6 +176,201 @@ def test_mlp_on_other_images():
     assert mlp.on_data(mlp.CONFIGS["quick"], "mnist").data == "mnist"
     paper = mlp.on_data(mlp.CONFIGS["paper"], "mnist")
     assert (paper.data, paper.epochs) == ("mnist", 160)
+
+
+def test_networks_learn_and_choose_rates_on_validation(results):
+    found = results["networks"]
+    retina = found.sel(cell="retina / backpropagation")
+    assert float(retina.chosen_rate) == 1e-2  # 1e-6 learns nothing in two epochs
+    assert float(retina.score.sel(learning_rate=1e-2, seed=0)) == float(retina.validation_accuracy.sel(seed=0).max())
+    assert float(retina.score.sel(learning_rate=1e-6, seed=0)) < 0.3
+    assert np.isnan(retina.score.sel(learning_rate=1e-6, seed=1))  # the first seed chooses alone
+    assert float(retina.test_accuracy.min()) > 0.6
+    assert float(found.test_accuracy.sel(cell="retina / narrow optic nerve").min()) > 0.6
+    assert float(found.test_accuracy.sel(cell="retina / zero feedback").max()) < 0.5
+
+
+def test_networks_record_loss_of_every_step_and_accuracy_of_every_epoch(results):
+    found = results["networks"]
+    for cell, steps, epochs in (("retina / zero feedback", 80, 2), ("vit / feedback alignment", 16, 2)):
+        one = found.sel(cell=cell)
+        assert np.isfinite(one.step_loss).sum("step").values.tolist() == [steps] * 2
+        assert np.isfinite(one.validation_accuracy).sum("epoch").values.tolist() == [epochs] * 2
+        assert steps == epochs * int(one.steps_per_epoch)
+    assert found.chance.values == pytest.approx(0.1)
+
+
+def test_a_rate_at_which_a_run_diverges_is_counted_and_not_chosen(results):
+    vgg = results["networks"].sel(cell="vgg / low-rank")
+    assert vgg.diverged.sel(learning_rate=1e30).values[0] == 1
+    assert vgg.diverged.sel(learning_rate=1e-2).values.tolist() == [0, 0]
+    assert float(vgg.chosen_rate) == 1e-2
+    counts = networks.checks(results["networks"], TINY["networks"])
+    assert counts["runs that diverged"] == counts["runs that diverged, vgg / low-rank"] == 1
+
+
+def test_runs_that_diverge_have_no_accuracy_and_are_shown(results):
+    from matplotlib.text import Text
+
+    config = replace(TINY["networks"], cells=("retina / backpropagation",))
+    config = replace(config, retina=replace(config.retina, learning_rates=(1e30,)))
+    found = networks.simulate(config, HERE)
+    assert np.all(np.isnan(found.test_accuracy))
+    assert np.all(found.diverged == 1)
+    assert networks.checks(found, config) == {
+        "learning rate, retina / backpropagation": 1e30,
+        "runs that diverged, retina / backpropagation": 2.0,
+        "runs that diverged": 2.0,
+    }
+
+    def words(results, config):
+        return [text.get_text() for text in networks.plot(results, config).findobj(Text)]
+
+    assert "2 of 2\ndiverged" in words(found, config)
+    assert not any("diverged" in word for word in words(results["networks"], TINY["networks"]))
+
+
+def made_run(losses, tests):
+    """Return what training would, with one step and one epoch per loss."""
+    epochs = dict.fromkeys(("validation_loss", "validation_accuracy"), ("epoch", losses))
+    ends = {name: ("weights", [tests, 0.0]) for name in ("test_loss", "test_accuracy")}
+    return xr.Dataset({**epochs, **ends, "step_loss": ("step", losses), "chosen_epoch": 0}, {
+        "epoch": np.arange(len(losses)), "weights": ["chosen", "last"],
+    })  # fmt: skip
+
+
+def test_trained_takes_the_rate_with_the_best_mean_score():
+    scores = {(1.0, 0): 0.5, (2.0, 0): 0.7, (3.0, 0): 0.9, (1.0, 1): 0.5, (2.0, 1): 0.6, (3.0, 1): 0.1, (2.0, 2): 0.0}
+    asked = []
+
+    def run(rate, seed):
+        asked.append((rate, seed))
+        return made_run([scores[rate, seed]], 10 * rate + seed)
+
+    found = networks.trained(run, lambda result: float(result.validation_loss[0]), (1.0, 2.0, 3.0), (0, 1, 2), 2)
+    assert float(found.chosen_rate) == 2.0  # and not 3.0, the best of the first seed
+    assert found.test_loss.values.tolist() == [20.0, 21.0, 22.0]
+    assert set(asked) == set(scores)
+    assert len(asked) == len(scores)
+    alone = networks.trained(run, lambda result: float(result.validation_loss[0]), (1.0, 2.0, 3.0), (0,), 2)
+    assert float(alone.chosen_rate) == 3.0
+
+
+@pytest.mark.parametrize(("bad", "chosen"), [({3.0}, 2.0), ({2.0}, 3.0), ({1.0, 2.0, 3.0}, 1.0), (set(), 3.0)])
+def test_trained_avoids_rates_that_diverge(bad, chosen):
+    def run(rate, seed):
+        if rate in bad:
+            raise DivergenceError("deliberate", made_run([0.1], np.nan))
+        return made_run([0.3, 0.2], rate)
+
+    found = networks.trained(run, lambda result: float(result.test_loss[0]), (1.0, 2.0, 3.0), (5,), 1)
+    assert float(found.chosen_rate) == chosen
+    assert found.diverged.values[:, 0].tolist() == [float(rate in bad) for rate in (1.0, 2.0, 3.0)]
+    assert np.isnan(found.test_loss.values[0]) == (chosen in bad)
+    assert found.step_loss.sizes["step"] == (1 if chosen in bad else 2)  # what there was before is kept
+
+
+def test_running_mean_by_hand():
+    assert networks.smoothed([[1.0, 2.0, 6.0, np.nan]], 2)[0, :2].tolist() == [1.5, 4.0]
+    assert np.isnan(networks.smoothed([[1.0, 2.0, 6.0, np.nan]], 2)[0, 2])
+    assert networks.smoothed([[1.0, 2.0]], 1).tolist() == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize("preset", networks.CONFIGS)
+def test_every_rule_of_networks_fits_its_network(preset):
+    from linfb.engine import optimisers, schedules
+
+    config = networks.CONFIGS[preset]
+    for cell in config.cells:
+        architecture, name = cell.split(" / ")
+        setting = getattr(config, architecture)
+        shape = (8, 8, 1) if config.data == "digits" else (32, 32, 1 if architecture == "retina" else 3)
+        model, rule = networks.model_of(architecture, shape, 10, config), networks.rule_of(cell, config)
+        widths = [model.layers[i].kernel_shape[0] for i in model.kernels]
+        below = model.shapes[model.kernels[2]][-1]
+        if name == "low-rank" and not isinstance(rule.rank, int):
+            assert set(rule.rank) == set(range(1, len(widths)))
+            assert all(rank <= widths[layer] for layer, rank in rule.rank.items())
+        assert rule.layers == ((2,) if name == "narrow optic nerve" else None)
+        assert below == setting.sizes.get("bottleneck", 32) or name != "narrow optic nerve"  # into the retina's output
+        assert rule.reader.compresses == (name in ("low-rank", "narrow optic nerve"))
+        assert rule.mirror.name == {
+            "backpropagation": "exact", "feedback alignment": "fixed", "zero feedback": "zero"
+        }.get(name, "kolen_pollack")  # fmt: skip
+        if rule.reader.compresses:
+            assert (rule.reader.on, rule.reader.covariance) == ("labels", "normalised")
+        assert getattr(optimisers, setting.optimizer)(1e-3, weight_decay=setting.weight_decay).learning_rate == 1e-3
+        assert 0 < getattr(schedules, setting.schedule[0])(*setting.schedule[1:])(setting.epochs - 1) <= 1
+        assert len(networks._augmentations(setting.augment)) == len(setting.augment)
+
+
+def test_networks_on_other_images():
+    assert networks.on_data(networks.CONFIGS["quick"], "digits") == networks.CONFIGS["quick"]
+    quick = networks.on_data(networks.CONFIGS["quick"], "mnist")
+    assert (quick.data, quick.train, quick.validation) == ("mnist", 2000, 500)
+    paper = networks.on_data(networks.CONFIGS["paper"], "mnist")
+    assert (paper.data, paper.train) == ("mnist", None)
+
+
+def test_language_learns_more_than_single_characters(results):
+    found, config = results["language"], TINY["language"]
+    checks = language.checks(found, config)
+    assert checks["test loss, backpropagation"] < checks["entropy of single characters"]
+    assert checks["test loss, backpropagation"] < checks["test loss, zero feedback"]
+    assert 0 < checks["components that hold 90% of the error"] < checks["size of the vocabulary"]
+    assert 1 < checks["participation ratio of the error"] < checks["size of the vocabulary"]
+    assert checks["size of the vocabulary"] == language.text_of(config).n_classes
+    others = found.participation_ratio.sel(cell=[cell for cell in config.cells if cell != "backpropagation"])
+    assert np.all(np.isnan(others))  # the exact error's dimension is asked for under backpropagation
+
+
+def test_language_score_is_the_validation_loss_of_the_chosen_epoch(results):
+    for cell in TINY["language"].cells:
+        one = results["language"].sel(cell=cell, seed=0)
+        epoch = int(one.validation_accuracy.argmax("epoch"))
+        assert int(one.chosen_epoch) == epoch
+        assert one.score.values.item() == -float(one.validation_loss[epoch])
+
+
+@pytest.mark.parametrize("preset", language.CONFIGS)
+def test_every_rule_of_language_is_the_one_it_is_called(preset):
+    for cell in language.CONFIGS[preset].cells:
+        rule, (name, _, rank) = language.rule_of(cell), cell.partition(" r=")
+        assert rule.source == ("network" if name in ("DFA", "direct low-rank") else "above")
+        assert rule.rank == (int(rank) if rank else None)
+        if rank:
+            assert (rule.mirror.name, rule.reader.on) == ("kolen_pollack", "labels")
+        else:
+            assert rule.mirror.name == {"backpropagation": "exact", "zero feedback": "zero"}.get(name, "fixed")
+
+
+def test_entropy_of_single_characters_by_hand():
+    assert language.unigram_entropy([3, 3, 3, 3]) == 0.0
+    assert language.unigram_entropy([0, 1, 5, 9]) == pytest.approx(math.log(4), rel=1e-12)
+    by_hand = 0.5 * math.log(2) + 2 * 0.25 * math.log(4)
+    assert language.unigram_entropy([[0, 0], [1, 2]]) == pytest.approx(by_hand, rel=1e-12)
+    assert by_hand < math.log(3) - 0.05  # uneven frequencies: less than the vocabulary alone would give
+
+
+def test_entropy_is_of_the_training_part_alone(monkeypatch):
+    from linfb.datasets import Text
+
+    text = Text.from_string("ab" * 40 + "a" * 20, length=4, validation=0.1, test=0.1)
+    config = replace(TINY["language"], cells=("zero feedback",), length=4, epochs=1)
+    monkeypatch.setattr(language, "text_of", lambda config: text)
+    entropy = float(language.simulate(config, HERE).unigram_entropy[0])
+    assert entropy == pytest.approx(math.log(2), rel=1e-12)
+    assert abs(language.unigram_entropy(text.tokens) - entropy) > 1e-3
+
+
+@pytest.mark.parametrize("shift", [0.0, 7.0])
+def test_dimensions_of_made_rows(shift):
+    isotropic = np.zeros((8, 6))
+    isotropic[np.arange(8), np.repeat(np.arange(4), 2)] = np.tile([1.0, -1.0], 4)
+    assert language.dimensions(isotropic + shift) == pytest.approx((4.0, 4.0), rel=1e-12)
+    uneven = isotropic * np.sqrt([85.0, 10.0, 4.0, 1.0, 0.0, 0.0])
+    assert language.dimensions(uneven + shift) == pytest.approx((1e4 / (85**2 + 100 + 16 + 1), 2.0), rel=1e-12)
+    assert np.all(np.isnan(language.dimensions(np.full((8, 6), shift))))
 
 
 # What the cache depends on
@@ -365,6 +579,7 @@ def test_no_checkout_is_told_and_not_an_error(monkeypatch):
     [
         (["nonsense"], "'nonsense' is not a figure; there are modes, rank"),
         (["modes", "--data", "mnist"], "none of modes uses images"),
+        (["language", "--data", "mnist"], "none of language uses images"),
         (["modes", "--preset", "huge"], "'huge' is not one of 'quick', 'cpu', 'paper'"),
         (["modes", "--device", "abacus"], "'abacus' is not one of 'cpu', 'gpu'"),
         (["mlp", "--data", "letters"], "'letters' is not one of"),

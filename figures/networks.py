@@ -1,0 +1,355 @@
+"""What networks that are not perceptrons learn through narrow error channels: convolutions, attention, a retina.
+
+A network like VGG, a vision transformer and the model of retina and ventral stream learn to classify images under
+backpropagation, low-rank feedback (every channel is constrained: readers follow Oja's rule, on labels at the output
+and on errors below, mirrors learn as Kolen-Pollack has it), feedback alignment, and zero feedback, where no error
+reaches a hidden layer. The retina, which sees the images in grey, has one rule more: a narrow optic nerve, where
+only the way back from the first layer of the ventral stream into the retina is constrained. Above, the loss of every
+step (a running mean over a fortieth of the steps; thin lines are seeds, thick ones medians); below, the accuracy on
+the test images. Every cell takes the learning rate with the best accuracy on validation images, from a small grid;
+the epoch is chosen on validation too. Runs that diverge have no accuracy; the figure and the provenance file, which
+has the chosen learning rates as well, count them.
+
+**Theory** says nothing exact about these networks. What is to be expected: a channel as wide as the number of classes
+is enough for the output's error, and zero feedback, which trains a readout of random features, is the level above
+which a rule has taught the hidden layers anything. Feedback alignment, whose kernels stay random, falls behind in
+deep convolutional networks (:cite:t:`moskovitz2018`).
+
+**What is seen** [to be written from the numbers of the presets; nothing is claimed here yet].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from figures._run import Resources
+from figures._style import COLOURS, GREY, PAGE, new_figure, panel_letter
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from linfb import Rule
+    from linfb.engine import Model
+
+RULES = ("backpropagation", "low-rank", "narrow optic nerve", "feedback alignment", "zero feedback")
+TITLES = {"vgg": "VGG-like network", "vit": "vision transformer", "retina": "retina and ventral stream"}
+WINDOW = 1 / 40
+"""Share of the steps over which the loss is averaged for the plot."""
+
+_LINES = {
+    "backpropagation": "BP",
+    "low-rank": "low-\nrank",
+    "narrow optic nerve": "narrow\nnerve",
+    "feedback alignment": "FA",
+    "zero feedback": "zero\nfb.",
+}
+
+
+def _cells() -> tuple[str, ...]:
+    pairs = ((architecture, rule) for architecture in TITLES for rule in RULES)
+    return tuple(" / ".join(pair) for pair in pairs if pair[0] == "retina" or pair[1] != "narrow optic nerve")
+
+
+@dataclass(frozen=True)
+class Training:
+    """The sizes of an architecture and how it is trained.
+
+    `sizes` are arguments of its constructor, `rank` is that of the low-rank rule (a mapping names every channel), the
+    others are names in linfb.engine and linfb.datasets; `schedule` is followed by its arguments.
+    """
+
+    sizes: Mapping[str, Any]
+    rank: Any
+    epochs: int
+    batch_size: int
+    learning_rates: tuple[float, ...]
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    schedule: tuple[Any, ...] = ("Constant",)
+    augment: tuple[str, ...] = ()
+
+
+def _small() -> dict[str, Training]:
+    """Return the three networks at sizes for images of 8 x 8 pixels."""
+    common: dict[str, Any] = {"batch_size": 32, "learning_rates": (3e-3, 1e-2)}
+    vgg = {"widths": (8, 16), "dense": 32, "dropout": 0.0}
+    vit = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "dropout": 0.0, "drop_path": 0.0}
+    retina = {"width": 6, "bottleneck": 6, "size": 3, "ventral": 2, "dense": 32, "dropout": 0.0}
+    return {
+        "vgg": Training(vgg, {1: 4, 2: 8, 3: 8, 4: 10, 5: 10}, epochs=6, **common),
+        "vit": Training(vit, 8, epochs=10, **common),
+        "retina": Training(retina, {1: 4, 2: 4, 3: 4, 4: 10, 5: 10}, epochs=6, **common),
+    }
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the figure; a cell is an architecture and a rule.
+
+    The first `choosing_seeds` seeds choose the learning rate; the others run at the chosen one only. `nerve_rank` is
+    the width of the channel into the retina where that is the only narrow one.
+    """
+
+    cells: tuple[str, ...] = field(default_factory=_cells)
+    seeds: tuple[int, ...] = (0, 1)
+    data: str = "digits"
+    train: float | int | None = None
+    validation: float | int = 0.2
+    choosing_seeds: int = 1
+    nerve_rank: int = 4
+    vgg: Training = field(default_factory=lambda: _small()["vgg"])
+    vit: Training = field(default_factory=lambda: _small()["vit"])
+    retina: Training = field(default_factory=lambda: _small()["retina"])
+
+
+PARTS = "cells"
+CONFIGS = {
+    "quick": Config(),
+    "cpu": Config(
+        seeds=(0, 1, 2), data="cifar10", train=10000, validation=5000,
+        vgg=Training(
+            {"widths": (16, 32, 64, 128), "dense": 64}, 10, epochs=6, batch_size=64,
+            learning_rates=(3e-4, 1e-3, 3e-3), augment=("crop", "flip"),
+        ),
+        vit=Training(
+            {"patch": 4, "width": 96, "depth": 4, "heads": 4, "mlp_ratio": 2, "dropout": 0.0, "drop_path": 0.0}, 10,
+            epochs=6, batch_size=64, learning_rates=(3e-4, 1e-3, 3e-3), augment=("crop", "flip"),
+        ),
+        retina=Training(
+            {"width": 8, "bottleneck": 8, "size": 9, "dense": 128}, {1: 4, 2: 4, 3: 4, 4: 4, 5: 10, 6: 10},
+            epochs=6, batch_size=64, learning_rates=(3e-4, 1e-3, 3e-3),
+        ),
+    ),
+    "paper": Config(
+        seeds=(0, 1, 2, 3, 4), data="cifar10", validation=0.1,
+        vgg=Training(
+            {}, {1: 8, 2: 16, 3: 16, 4: 32, 5: 32, 6: 64, 7: 64, 8: 32, 9: 10}, epochs=400, batch_size=64,
+            learning_rates=(2.5e-4, 5e-4, 1e-3), optimizer="adam", weight_decay=5e-5, schedule=("Exponential", 0.98),
+            augment=("crop", "flip", "cutout"),
+        ),
+        vit=Training(
+            {}, 48, epochs=250, batch_size=256, learning_rates=(1.5e-4, 3e-4, 6e-4), weight_decay=0.1,
+            schedule=("Cosine", 250, 10), augment=("crop", "flip", "autoaugment"),
+        ),
+        retina=Training(
+            {}, 10, epochs=120, batch_size=64, learning_rates=(2e-4, 4e-4, 8e-4), optimizer="rmsprop",
+            weight_decay=1e-4, schedule=("Exponential", 0.975),
+        ),
+    ),
+}  # fmt: skip
+
+
+def on_data(config: Config, data: str) -> Config:
+    """Return the configuration for other images; the quick one takes only some of those that are many."""
+    if config == CONFIGS["quick"] and data != "digits":
+        return replace(config, data=data, train=2000, validation=500)
+    return replace(config, data=data)
+
+
+def rule_of(cell: str, config: Config) -> Rule:
+    """Return the rule behind a cell's name."""
+    from linfb import rules
+    from linfb.rules import readers
+
+    architecture, name = cell.split(" / ")
+    reader = readers.Oja(on="labels", covariance="normalised")
+    if name == "narrow optic nerve":
+        return replace(rules.low_rank(config.nerve_rank, reader=reader), layers=(2,))
+    if name == "low-rank":
+        return rules.low_rank(getattr(config, architecture).rank, reader=reader)
+    return {
+        "backpropagation": rules.backpropagation,
+        "feedback alignment": rules.feedback_alignment,
+        "zero feedback": rules.zero_feedback,
+    }[name]()
+
+
+def model_of(architecture: str, shape: Sequence[int], n_classes: int, config: Config) -> Model:
+    """Return an architecture at its sizes, for images of some shape."""
+    from linfb.engine import architectures
+
+    make: Any = {"vgg": architectures.vgg_like, "vit": architectures.vit, "retina": architectures.retina}[architecture]
+    return make(shape, n_classes, **getattr(config, architecture).sizes)
+
+
+def simulate(config: Config, resources: Resources) -> xr.Dataset:
+    """Return, per cell, validation accuracy at every learning rate, and loss and accuracies at the one chosen by it."""
+    import xarray as xr
+
+    return xr.concat([_one_cell(cell, config, resources) for cell in config.cells], dim="cell", join="outer")
+
+
+def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
+    from linfb.datasets import load_dataset
+    from linfb.engine import optimisers, schedules, train
+
+    architecture = cell.split(" / ")[0]
+    setting: Training = getattr(config, architecture)
+    data = load_dataset(config.data, root=resources.data_root)
+    if architecture == "retina":
+        data = data.grey()
+    splits = data.splits(train=config.train, validation=config.validation, layout="image")
+    schedule, *arguments = setting.schedule
+
+    def run(rate: float, seed: int) -> xr.Dataset:
+        return train(
+            splits, model_of(architecture, splits.shape, splits.n_classes, config), rule_of(cell, config),
+            epochs=setting.epochs, batch_size=setting.batch_size,
+            optimizer=getattr(optimisers, setting.optimizer)(rate, weight_decay=setting.weight_decay),
+            schedule=getattr(schedules, schedule)(*arguments), augment=_augmentations(setting.augment), seed=seed,
+            device=resources.device, threads=1, progress=False, name=data.name,
+        )  # fmt: skip
+
+    found = trained(
+        run, lambda result: float(result.validation_accuracy.max()), setting.learning_rates, config.seeds,
+        config.choosing_seeds,
+    )  # fmt: skip
+    found = found.assign(chance=1 / splits.n_classes, steps_per_epoch=len(splits.train.x) // setting.batch_size)
+    return found.expand_dims(cell=[cell])
+
+
+def _augmentations(names: Sequence[str]) -> tuple[Any, ...]:
+    from linfb.datasets import AutoAugment, Cutout, RandomCrop, RandomFlip
+
+    made = {"crop": RandomCrop, "flip": RandomFlip, "cutout": Cutout, "autoaugment": AutoAugment}
+    return tuple(made[name]() for name in names)
+
+
+def trained(
+    run: Callable[[float, int], xr.Dataset], score: Callable[[xr.Dataset], float], rates: Sequence[float],
+    seeds: Sequence[int], choosing_seeds: int, extra: Sequence[str] = (),
+) -> xr.Dataset:  # fmt: skip
+    """Train at every learning rate with the first seeds, and with the others at the rate whose mean score is highest.
+
+    A run that diverges has no score, a rate at which one diverges is chosen only if there is no other (then the first
+    is). Of the chosen rate come the curves of all seeds, as far as they go, test values and what `extra` names.
+
+    Returns
+    -------
+    xarray.Dataset
+        `score` and `diverged` (0 or 1; NaN where there was no run) by learning rate and seed, `chosen_rate`, and by
+        seed `step_loss`, `validation_loss`, `validation_accuracy`, `test_loss`, `test_accuracy`, `chosen_epoch`.
+    """
+    import xarray as xr
+
+    from linfb import DivergenceError
+
+    scores, diverged = (np.full((len(rates), len(seeds)), np.nan) for _ in range(2))
+    results: dict[tuple[int, int], xr.Dataset] = {}
+
+    def attempt(i: int, j: int) -> None:
+        try:
+            results[i, j] = run(rates[i], seeds[j])
+            scores[i, j], diverged[i, j] = score(results[i, j]), 0
+        except DivergenceError as error:
+            results[i, j], diverged[i, j] = error.partial, 1
+
+    choosing = min(choosing_seeds, len(seeds))
+    for i in range(len(rates)):
+        for j in range(choosing):
+            attempt(i, j)
+    means = scores[:, :choosing].mean(axis=1)
+    best = int(np.argmax(np.where(np.isnan(means), -np.inf, means)))
+    for j in range(choosing, len(seeds)):
+        attempt(best, j)
+    runs = [_recorded(results[best, j], extra) for j in range(len(seeds))]
+    found = xr.concat(runs, dim="seed", join="outer", combine_attrs="drop")
+    tables: dict[str, Any] = {
+        "score": (("learning_rate", "seed"), scores),
+        "diverged": (("learning_rate", "seed"), diverged),
+    }
+    return found.assign(**tables, chosen_rate=rates[best]).assign_coords(learning_rate=list(rates), seed=list(seeds))
+
+
+def _recorded(result: xr.Dataset, extra: Sequence[str]) -> xr.Dataset:
+    names = ["validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "chosen_epoch", *extra]
+    kept = result[names].sel(weights="chosen", drop=True)
+    losses = result.step_loss.astype("float32")
+    return kept.assign(step_loss=losses).assign_coords(step=np.arange(1, losses.size + 1))
+
+
+def smoothed(losses: Any, window: int) -> np.ndarray:
+    """Return running means over `window` steps along the last axis, which gets window - 1 entries shorter."""
+    entries = np.lib.stride_tricks.sliding_window_view(np.asarray(losses, np.float64), window, axis=-1)
+    return entries.mean(axis=-1)
+
+
+def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
+    """Return mean test accuracies of the runs that ended, chosen learning rates, and how many runs diverged."""
+    found = {f"test accuracy, {cell}": float(results.test_accuracy.sel(cell=cell).mean()) for cell in config.cells}
+    found |= {f"learning rate, {cell}": float(results.chosen_rate.sel(cell=cell)) for cell in config.cells}
+    return {key: value for key, value in found.items() if np.isfinite(value)} | diverged_runs(results, config.cells)
+
+
+def diverged_runs(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:
+    """Return the number of runs that diverged, at any learning rate, cell by cell where there are any, and in all."""
+    counts = {cell: float(results.diverged.sel(cell=cell).sum()) for cell in cells}
+    found = {f"runs that diverged, {cell}": count for cell, count in counts.items() if count}
+    return found | {"runs that diverged": sum(counts.values())}
+
+
+def plot(results: xr.Dataset, config: Config) -> Any:
+    """Return the figure: loss curves above, test accuracies below, one column per architecture."""
+    columns = [name for name in TITLES if any(cell.startswith(f"{name} / ") for cell in config.cells)]
+    figure = new_figure(PAGE, 4.4)
+    above, below = figure.subplots(2, len(columns), squeeze=False, height_ratios=(1.25, 1))
+    lines: dict[str, Any] = {}
+    chance = float(results.chance[0])
+    for axes, strip, name, letter in zip(above, below, columns, "abc", strict=False):
+        rules = [rule for rule in RULES if f"{name} / {rule}" in config.cells]
+        for rule in rules:
+            cell = results.sel(cell=f"{name} / {rule}")
+            losses = cell.step_loss.transpose("seed", "step").values
+            lines[rule] = loss_curves(axes, losses, _colour(rule), unit=int(cell.steps_per_epoch))
+        axes.set_title(TITLES[name])
+        axes.set_xlabel("epoch")
+        axes.set_ylim(0, min(axes.get_ylim()[1], 1.5 * np.log(1 / chance)))
+        _strip(strip, results, name, rules)
+        strip.axhline(chance, color=GREY, linewidth=0.9, linestyle=":")
+        strip.set_ylim(0, 1)
+        panel_letter(axes, letter)
+    above[0].set_ylabel("training loss")
+    below[0].set_ylabel("test accuracy")
+    drawn = [rule for rule in RULES if rule in lines]
+    figure.legend([lines[rule] for rule in drawn], drawn, loc="outside lower center", ncols=5)
+    return figure
+
+
+def _colour(rule: str) -> str:
+    return COLOURS[RULES.index(rule)]
+
+
+def loss_curves(axes: Any, losses: np.ndarray, colour: str, unit: int = 1) -> Any:
+    """Draw running means of losses, shape (seed, step), over steps per `unit`: every seed thin, their median thick.
+
+    The median ends where a seed does. Returns its line.
+    """
+    losses = losses[:, ~np.all(np.isnan(losses), axis=0)]
+    steps = losses.shape[1]
+    window = max(1, round(WINDOW * steps))
+    runs = smoothed(losses, window) if steps else losses
+    thinned = slice(None, None, max(1, steps // 400))
+    place = (np.arange(runs.shape[1]) + (window + 1) / 2) / unit
+    for run in runs:
+        axes.plot(place[thinned], run[thinned], "-", color=colour, linewidth=0.5, alpha=0.5)
+    return axes.plot(place[thinned], np.median(runs, axis=0)[thinned], "-", color=colour, linewidth=1.5)[0]
+
+
+def _strip(axes: Any, results: xr.Dataset, name: str, rules: Sequence[str]) -> None:
+    """Draw every seed of each rule as a dot, their median as a bar, and say how many of them diverged."""
+    for place, rule in enumerate(rules):
+        runs = results.test_accuracy.sel(cell=f"{name} / {rule}").values
+        ended = runs[np.isfinite(runs)]
+        shift = 0.12 * np.linspace(-1, 1, ended.size) if ended.size > 1 else np.zeros(ended.size)
+        axes.plot(place + shift, ended, "o", color=_colour(rule), markersize=3.5, markeredgewidth=0)
+        if ended.size:
+            axes.plot([place - 0.3, place + 0.3], [np.median(ended)] * 2, "-", color=_colour(rule), linewidth=1.8)
+        if ended.size < runs.size:
+            words = f"{runs.size - ended.size} of {runs.size}\ndiverged"
+            axes.text(place, 0.02, words, color=_colour(rule), fontsize=7, ha="center", va="bottom")
+    axes.set_xlim(-0.6, len(rules) - 0.4)
+    axes.set_xticks(range(len(rules)), [_LINES[rule] for rule in rules])
