@@ -98,6 +98,7 @@ REFUSED = {
     "not aligned at the start": (TASK, NETWORK, rules.kolen_pollack(), {}),
     "not aligned all along": (TASK, NETWORK, rules.weight_mirror(), {}),
     "direct": (TASK, NETWORK, rules.direct_feedback_alignment(), {}),
+    "layer 1 is not under the rule": (TASK, NETWORK, rules.zero_feedback(layers=()), {}),
     "M-balanced": (TASK, linfb.LinearNetwork((9, 5, 6), linfb.SmallRandom(0.1)), rules.backpropagation(), {}),
     "along single modes": (TASK, NETWORK, rules.feedback_alignment(), {}),
     "network's map": (TASK, NETWORK, rules.backpropagation(), {"observe": "captured_energy"}),

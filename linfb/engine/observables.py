@@ -76,7 +76,7 @@ def snapshot(
         rule,
         model.kernels,
         tuple(kernel.reshape(len(kernel), -1) for kernel in kernels),
-        tuple(None if c is None else Channel(_host(c.P), _host(c.Q), c.gain) for c in channels),
+        tuple(None if c is None else Channel(_host(c.P), _host(c.Q), c.gain, _host(c.M)) for c in channels),
         backward(model, rule, weights, channels, caches, delta, targets, key=key),
         backward(model, backpropagation(), weights, exact, caches, delta, targets),
     )
@@ -152,11 +152,12 @@ def update_rank(view: Snapshot) -> np.ndarray:
 
 def _mirrors(view: Snapshot) -> Iterator[tuple[np.ndarray, np.ndarray] | None]:
     """Return P W and Q, channel by channel; None where there is no Q that stands for the weights."""
-    for W, channel in zip(view.kernels[1:], view.channels[1:], strict=True):
+    for k, (W, channel) in enumerate(zip(view.kernels[1:], view.channels[1:], strict=True), start=1):
         if channel is None or channel.Q is None or channel.Q.reshape(len(channel.Q), -1).shape[1] != W.shape[1]:
             yield None
             continue
-        yield (W if channel.P is None else channel.P @ W), channel.Q.reshape(len(channel.Q), -1)
+        ideal, Q = (W if channel.P is None else channel.filters @ W), channel.Q.reshape(len(channel.Q), -1)
+        yield ideal, view.rule.at(k).mirror.kernel(channel._replace(Q=Q), ideal)
 
 
 def mirror_alignment(view: Snapshot) -> np.ndarray:

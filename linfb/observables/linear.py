@@ -52,10 +52,10 @@ class Snapshot:
         """The network's map W_L ... W_1, shape (run, out, in)."""
         return self.downstream(0)
 
-    def downstream(self, layer: int) -> Any:
-        """Return the map from the output of layer `layer` (0: the inputs) to the network's output."""
-        product = self.weights[-1]
-        for weights in reversed(self.weights[layer:-1]):
+    def downstream(self, layer: int, below: int = 0) -> Any:
+        """Return the map from the output of layer `layer` (0: the inputs) to the output, or to so many layers below."""
+        *between, product = self.weights[layer : len(self.weights) - below]
+        for weights in reversed(between):
             product = product @ weights
         return product
 
@@ -74,14 +74,15 @@ class Snapshot:
     def kernels(self) -> tuple[tuple[Any, Any], ...]:
         """For every channel, the kernel Q it writes through and the perfect mirror of what lies above."""
         pairs = []
-        direct = self.rule.source == "network"
         for layer, channel in enumerate(self.channels, start=1):
-            ideal = self.downstream(layer) if direct else self.weights[layer]
+            rule = self.rule.at(layer)
+            ideal = self.weights[layer]
+            if rule.direct(layer, len(self.weights)):
+                ideal = self.downstream(layer, 0 if rule.source == "network" else 1)
             if channel.P is not None:
-                ideal = channel.P @ ideal
-            name = self.rule.mirror.name
-            used = ideal if name == "exact" else 0 * ideal if name == "zero" else channel.Q
-            pairs.append((used, ideal))
+                ideal = channel.filters @ ideal
+            used = rule.mirror.kernel(channel, ideal)
+            pairs.append((0 * ideal if used is None else used, ideal))
         return tuple(pairs)
 
 

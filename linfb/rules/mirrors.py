@@ -281,7 +281,7 @@ class WeightMirror(Mirror):
 
     def _noise(self, view: View) -> Any:
         xp = namespace(view.cache)
-        units = view.layer.probes(xp, view.cache.dtype)
+        units = view.layer.probes(xp, view.channel.Q.dtype)
         if self.probes is None:
             return units
         mixture = _needed(view.key, "probes").normal((self.probes, units.shape[0]), units) / self.probes**0.5

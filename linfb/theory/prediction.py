@@ -127,6 +127,8 @@ def _map(runs: Plan, rule: Rule, seed: int) -> np.ndarray:
     readers = effective_readers(rule, runs.network.widths[1:], seed=seed)
     weights = runs.network.draw(runs.task, readers, seed=seed)
     A, decay = runs.task.Sigma_yx, runs.weight_decay
+    if others := [l for l in range(1, len(weights)) if rule.at(l) is not rule]:
+        raise NoClosedFormError(f"layer {others[0]} is not under the rule: closed forms know one for all (layers)")
     if type(rule.mirror) is mirrors.Zero:
         return _readout_only(A, weights, runs.times, decay)
     if len(weights) != 2:
