@@ -6,7 +6,7 @@ from pathlib import Path
 import linfb
 
 DOCS = Path(__file__).parent
-GALLERY = ("modes", "rank", "threshold", "learning_times", "mlp")
+GALLERY = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "language")
 
 project = "linfb"
 author = "The linfb developers"
