@@ -63,7 +63,7 @@ def parts_of(name: str, config: Any, resources: Resources) -> list[Part]:
 
 def compute(part: Part, resources: Resources, folder: Path) -> Part:
     """Simulate one part on one BLAS thread and store it; the matrices are small, the parts run side by side."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     start = time.perf_counter()
     with threadpool_limits(1):

@@ -82,7 +82,8 @@ class AlongEigenvectors:
 def overlap(left: np.ndarray, P: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
     """Return eigenvalues and eigenvectors of K = U^T P^T P U, of one channel or of many."""
     seen = left if P is None else P @ left
-    return np.linalg.eigh(np.swapaxes(seen, -1, -2) @ seen)
+    values, vectors = np.linalg.eigh(np.swapaxes(seen, -1, -2) @ seen)
+    return values, vectors
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
@@ -178,7 +179,7 @@ def distance(found: np.ndarray, case: tuple[int, int, int], config: Config) -> f
     expected = law(case, finite, config)
     ranks = np.arange(finite.size)
     above, below = (ranks + 1) / found.size - expected, expected - ranks / found.size
-    return float(max(above.max(initial=0.0), below.max(initial=0.0)))
+    return float(np.max(np.concatenate([above, below]), initial=0.0))
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:

@@ -14,8 +14,17 @@ from linfb import rules
 from linfb._errors import DivergenceError, InterruptedRun
 from linfb.datasets import Dataset, load_dataset
 from linfb.engine import (
-    Conv2d, Cosine, Dense, Dropout, Exponential, Flatten, Model, Optimizers, ReLU, adam, amsgrad, cross_entropy, mlp,
-    sgd, train,
+    Cosine,
+    Dropout,
+    Exponential,
+    Model,
+    Optimizers,
+    adam,
+    amsgrad,
+    cross_entropy,
+    mlp,
+    sgd,
+    train,
 )  # fmt: skip
 from linfb.engine import checkpoint as checkpoints
 from linfb.engine.observables import alignment, captured_energy, mirror_stability, snapshot

@@ -122,7 +122,8 @@ def vgg_like(
     >>> vgg_like((32, 32, 3), 10).kernels
     (0, 3, 7, 10, 14, 17, 21, 24, 28, 32)
     """
-    below, layers = _image(shape)[2], []
+    below = _image(shape)[2]
+    layers: list[Any] = []
     for i, width in enumerate(_sizes("widths", widths)):
         layers += [MaxPool2d(2)] if i else []
         for n_in in (below, width):
@@ -202,7 +203,8 @@ def _blocks(
     width: int, depth: int, heads: int, mlp_ratio: int, dropout: float, drop_path: float, *, causal: bool
 ) -> tuple[Any, ...]:
     """Return transformer blocks with the normalisation in front: attention, then two dense layers, each residual."""
-    hidden, layers = mlp_ratio * width, []
+    hidden = mlp_ratio * width
+    layers: list[Any] = []
     for _ in range(integer("depth", depth, at_least=1)):
         attend = (Dense(width, 3 * width, blocks=3), Bias(3 * width), Attention(width, heads, causal=causal))
         last = (Dropout(dropout), StochasticDepth(drop_path))

@@ -36,6 +36,10 @@ class Direct(Kernel):
         """Shape of a full-rank kernel, (error, *shape)."""
         return self.n_error, *self.shape
 
+    def probes(self, xp: Any, dtype: Any) -> Any:
+        """Return one unit input per entry."""
+        return xp.reshape(xp.eye(math.prod(self.shape), dtype=dtype), (-1, *self.shape))
+
     def forward(self, kernel: Any, x: Any) -> tuple[Any, Any]:
         """Return what the kernel reads of the layer's input, shape (batch, ..., rank)."""
         return rows(self._flat(x), transpose(reshape(kernel, kernel.shape[0], -1))), x

@@ -7,13 +7,18 @@ from dataclasses import dataclass
 from operator import add
 from typing import Any
 
-from linfb.engine.layers.base import Layer
-
 __all__ = ["Fork", "Join", "Swap", "residual"]
 
 
+class _Mark:
+    """A place in a tuple of layers, without weights."""
+
+    def initial_weights(self, rng: Any) -> None:
+        """Return None: there are no weights."""
+
+
 @dataclass(frozen=True)
-class Fork(Layer):
+class Fork(_Mark):
     """Lay a copy of the input aside."""
 
     def ahead(self, x: Any, aside: list[Any], sum_of: Callable[[Any, Any], Any] = add) -> Any:
@@ -28,7 +33,7 @@ class Fork(Layer):
 
 
 @dataclass(frozen=True)
-class Swap(Layer):
+class Swap(_Mark):
     """Exchange what is at work with what was laid aside: the next layers act on the other way."""
 
     def ahead(self, x: Any, aside: list[Any], sum_of: Callable[[Any, Any], Any] = add) -> Any:
@@ -43,7 +48,7 @@ class Swap(Layer):
 
 
 @dataclass(frozen=True)
-class Join(Layer):
+class Join(_Mark):
     """Add what was laid aside."""
 
     def ahead(self, x: Any, aside: list[Any], sum_of: Callable[[Any, Any], Any] = add) -> Any:
