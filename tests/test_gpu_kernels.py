@@ -542,11 +542,11 @@ def trained(name, seed=0):
 def test_training_through_all_of_them_is_that_of_the_cpu(host, monkeypatch, name):
     expected, other, called = trained(name), trained(name, seed=1), set()
 
-    def found(module):
-        called.add(module.rpartition("_")[2])
-        return import_module(module.replace(".cpu_", ".gpu_"))
+    def found(device, topic):
+        called.add(topic)
+        return import_module(f"linfb.kernels.{device.replace('cpu', 'gpu')}_{topic}")
 
-    monkeypatch.setattr(linfb.kernels, "import_module", found)
+    monkeypatch.setattr(linfb.kernels, "_module", found)
     got = trained(name)
     assert got.keys() == expected.keys()
     assert all(np.allclose(got[path], expected[path], rtol=0, atol=1e-9) for path in got)
