@@ -15,7 +15,16 @@ is enough for the output's error, and zero feedback, which trains a readout of r
 which a rule has taught the hidden layers anything. Feedback alignment, whose kernels stay random, falls behind in
 deep convolutional networks (:cite:t:`moskovitz2018`).
 
-**What is seen** [to be written from the numbers of the presets; nothing is claimed here yet].
+**What is seen** (cpu preset: 8,000 images of CIFAR-10, small networks, three to six epochs, two seeds; an hour on two
+cores). In the VGG-like network test accuracies are .48 with backpropagation, .38 with channels of rank 10, .35 with
+feedback alignment and .23 with zero feedback; in the transformer .46, .38, .31 and .28. So narrow channels teach the
+hidden layers, better than fixed random feedback does, and are well behind backpropagation after so short a time, with
+mirrors that start at random. In the retina a narrow optic nerve costs next to nothing (.39 against .40; zero feedback
+.20), which is the paper's setting. With *all* of its channels narrow that network, which has no normalisation, runs
+away: the loss leaves the frame, to some 100,000, and accuracy ends below that of zero feedback (.17). It is no accident
+of the rate: a single run at 3e-4, beside the figure, ran away too (.15). The best rates of backpropagation, of feedback
+alignment and of channels in the transformer and the retina were the lowest of their grids, so their accuracies may be
+too low.
 """
 
 from __future__ import annotations
