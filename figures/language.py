@@ -16,8 +16,8 @@ of their covariance under backpropagation, the participation ratio of its eigenv
 :math:`(\sum_i \lambda_i)^2/\sum_i \lambda_i^2` or the number of its principal components that hold 90 %, is less. The
 vertical lines are these three numbers; the rank that is enough should be near one of them.
 
-**What is seen** (cpu preset: three epochs of 570 steps in all, two seeds; a quarter of an hour on two cores). Test losses
-in nats per character are 1.60 with backpropagation and 2.71 with zero feedback, DFA 2.38, feedback alignment 2.51;
+**What is seen** (cpu preset: three epochs of 570 steps in all, two seeds; a quarter of an hour on two cores). Test
+losses in nats per character are 1.60 with backpropagation and 2.71 with zero feedback, DFA 2.38, feedback alignment 2.51;
 channels of rank 1, 4, 16 and 64 reach 2.77, 2.59, 2.23 and 2.04, which is -6, 10, 43 and 60 % of the way from zero
 feedback to backpropagation; direct channels of rank 4, 16 and 64 reach 2.70, 2.45 and 2.40. The exact error fills 18
 dimensions by its participation ratio, and 24 components hold 90 % of it, of 105 characters. So most of what a channel
