@@ -17,14 +17,14 @@ of their covariance under backpropagation, the participation ratio of its eigenv
 vertical lines are these three numbers; the rank that is enough should be near one of them.
 
 **What is seen** (cpu preset: three epochs of 570 steps in all, two seeds; a quarter of an hour on two cores). Test
-losses in nats per character are 1.60 with backpropagation and 2.71 with zero feedback, DFA 2.38, feedback alignment 2.51;
-channels of rank 1, 4, 16 and 64 reach 2.77, 2.59, 2.23 and 2.04, which is -6, 10, 43 and 60 % of the way from zero
-feedback to backpropagation; direct channels of rank 4, 16 and 64 reach 2.70, 2.45 and 2.40. The exact error fills 18
-dimensions by its participation ratio, and 24 components hold 90 % of it, of 105 characters. So most of what a channel
-gives it gives by rank 16, near the error's dimension and far below the vocabulary's; but the loss goes on falling to
-rank 64, the width of most layers here, and the whole is well above backpropagation after so few steps: mirrors start at
-random, and this figure cannot tell slow mirrors from narrow channels. A run of many epochs, or one with mirrors that
-start aligned, could.
+losses in nats per character are 1.60 with backpropagation and 2.71 with zero feedback, DFA 2.38, feedback alignment
+2.51; channels of rank 1, 4, 16 and 64 reach 2.77, 2.59, 2.23 and 2.04, which is -6, 10, 43 and 60 % of the way from
+zero feedback to backpropagation; direct channels of rank 4, 16 and 64 reach 2.70, 2.45 and 2.40. The exact error
+fills 18 dimensions by its participation ratio, and 24 components hold 90 % of it, of 105 characters. So most of what
+a channel gives it gives by rank 16, near the error's dimension and far below the vocabulary's; but the loss goes on
+falling to rank 64, the width of most layers here, and the whole is well above backpropagation after so few steps:
+mirrors start at random, and this figure cannot tell slow mirrors from narrow channels. A run of many epochs, or one
+with mirrors that start aligned, could.
 """
 
 from __future__ import annotations
