@@ -36,6 +36,7 @@ from linfb.engine.models import evaluate, forward, initial_weights
 from linfb.engine.state import initial_state, step
 from linfb.engine.trees import flatten
 from linfb.rules import mirrors, readers
+from tests.blas_cases import rows_alike
 
 SHAPE = (8, 8, 2)
 
@@ -224,6 +225,8 @@ def test_direct_errors_have_the_shape_of_the_inputs_they_go_to():
 @pytest.mark.parametrize("name", RULES)
 @pytest.mark.parametrize("network", NETWORKS)
 def test_samples_do_not_feel_their_batch(network, name):
+    if not rows_alike("float32"):
+        pytest.skip("this BLAS rounds the rows of a product differently")
     model, rule = NETWORKS[network](), RULES[name]
     state = start(model, rule, dtype="float32")
     x, targets = batch(model, 128, "float32")

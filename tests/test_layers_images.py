@@ -12,6 +12,7 @@ from linfb.backend import to_numpy
 from linfb.engine.layers.convolution import Conv2d
 from linfb.engine.layers.pooling import Flatten, GlobalAveragePool, MaxPool2d
 from linfb.kernels import cpu_images, reference_images
+from tests.blas_cases import rows_alike
 
 TWINS = [reference_images, cpu_images]
 CONVOLUTIONS = [  # size, stride, padding, (height, width)
@@ -209,13 +210,6 @@ def test_probes_see_every_tap_once(size, stride, padding):
     assert np.array_equal(sum(parts), kernel)
     missing = probes[stride // 2 :: stride] if stride > 1 else probes[1:]
     assert not np.array_equal(layer.grad(kernel, missing, layer.forward(kernel, missing)[0]), kernel)
-
-
-def rows_alike(dtype):
-    """Whether BLAS gives a row of a product the same bits in every place."""
-    rng = np.random.default_rng(0)
-    y = np.tile(rng.standard_normal(36).astype(dtype), (512, 1)) @ rng.standard_normal((36, 32)).astype(dtype)
-    return bool((y == y[0]).all())
 
 
 @pytest.mark.parametrize("dtype", COMPILED)
