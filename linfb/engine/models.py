@@ -19,7 +19,7 @@ def is_kernel(layer: Any) -> bool:
 
 
 def is_mark(layer: Any) -> bool:
-    """Return whether this is a mark of a branch (:mod:`linfb.engine.layers.residual`), not a step of its own."""
+    """Return whether this is a mark of a branch (:mod:`linfb.engine.layers.branches`), not a step of its own."""
     return hasattr(layer, "ahead")
 
 

@@ -65,7 +65,7 @@ def train(
     Parameters
     ----------
     data : linfb.datasets.Splits, linfb.datasets.Dataset or linfb.datasets.Text
-        Inputs of shape (sample, *model.shape) and labels for training, validation and test; of a data set, its
+        Inputs of shape ``(sample, *model.shape)`` and labels for training, validation and test; of a data set, its
         ``splits()``, as images if the model takes images.
     model : Model
         See :mod:`linfb.engine.architectures`.

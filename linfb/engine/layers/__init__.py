@@ -4,13 +4,13 @@ from linfb.engine.layers.activations import GELU, Erf, Identity, ReLU, Tanh
 from linfb.engine.layers.attention import Attention
 from linfb.engine.layers.batchnorm import BatchNorm
 from linfb.engine.layers.bias import Bias
+from linfb.engine.layers.branches import residual
 from linfb.engine.layers.convolution import Conv2d
 from linfb.engine.layers.dense import Dense
 from linfb.engine.layers.dropout import Dropout, StochasticDepth
 from linfb.engine.layers.embedding import ClassToken, PatchEmbedding, PositionalEmbedding, TakeToken, TokenEmbedding
 from linfb.engine.layers.layernorm import LayerNorm
 from linfb.engine.layers.pooling import Flatten, GlobalAveragePool, MaxPool2d
-from linfb.engine.layers.residual import residual
 
 __all__ = [
     "GELU",

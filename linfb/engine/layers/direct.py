@@ -33,7 +33,7 @@ class Direct(Kernel):
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
-        """Shape of a full-rank kernel, (error, *shape)."""
+        """Shape of a full-rank kernel, ``(error, *shape)``."""
         return self.n_error, *self.shape
 
     def probes(self, xp: Any, dtype: Any) -> Any:
