@@ -601,7 +601,7 @@ def test_a_reader_that_moves_in_every_third_step_moves_three_times_as_far(reader
     assert np.abs(third[5][0]).max() > 1e-6
     with pytest.raises(ValueError, match="every > 1 rests in steps of training"):
         simulate(TASK, LinearNetwork((8, 7, 6)), rules.low_rank(2, reader=reader(every=2)), [0.0, 1.0])
-    with pytest.raises(ValueError, match="every must be at least 1"):
+    with pytest.raises(ValueError, match="every must be >= 1"):
         reader(every=0)
 
 
