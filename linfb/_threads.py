@@ -7,28 +7,74 @@ what must not depend on the batch size multiplies rows in blocks of a fixed size
 
 from __future__ import annotations
 
+from _thread import allocate_lock
 from collections.abc import Callable, Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
+from functools import partial
 from itertools import count
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
 from linfb._checks import integer
+from linfb._workspace import empty, workspace
 from linfb.backend import reshape, transpose
 
 __all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
 
 ROWS = 64
 COLUMNS = 64
-_workers: ContextVar[tuple[Executor | None, int]] = ContextVar("workers", default=(None, 0))
+TALL = 32
+SUMS = 8
+
+
+class _Helper:
+    """A thread that waits for work; handing it over and waiting for its end are one lock each."""
+
+    def __init__(self) -> None:
+        self._begin, self._end = allocate_lock(), allocate_lock()
+        self._begin.acquire()
+        self._end.acquire()
+        self._work: Callable[[], Any] | None = None
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._loop, name="linfb", daemon=True)
+        self._thread.start()
+
+    def _loop(self) -> None:
+        while True:
+            self._begin.acquire()
+            if self._work is None:
+                return
+            try:
+                self._work()
+            except BaseException as error:
+                self._error = error
+            self._work = None  # lets go of its arrays
+            self._end.release()
+
+    def start(self, work: Callable[[], Any]) -> None:
+        self._work = work
+        self._begin.release()
+
+    def wait(self) -> BaseException | None:
+        """Return, after the end of the work, the error that ended it."""
+        self._end.acquire()
+        error, self._error = self._error, None
+        return error
+
+    def stop(self) -> None:
+        self._begin.release()
+        self._thread.join()
+
+
+_workers: ContextVar[tuple[tuple[_Helper, ...], int]] = ContextVar("workers", default=((), 0))
 
 
 @contextmanager
 def threads(n: int) -> Iterator[None]:
-    """Run slices on `n` threads and BLAS on one for the duration of a block.
+    """Run slices on `n` threads and BLAS on one, in a workspace, for the duration of a block.
 
     Parameters
     ----------
@@ -38,15 +84,15 @@ def threads(n: int) -> Iterator[None]:
     from threadpoolctl import threadpool_limits
 
     integer("threads", n, at_least=1)
-    pool = ThreadPoolExecutor(n - 1, thread_name_prefix="linfb") if n > 1 else None
-    token = _workers.set((pool, n))
+    helpers = tuple(_Helper() for _ in range(n - 1))
+    token = _workers.set((helpers, n))
     try:
-        with threadpool_limits(1, user_api="blas"):
+        with threadpool_limits(1, user_api="blas"), workspace():
             yield
     finally:
         _workers.reset(token)
-        if pool is not None:
-            pool.shutdown()
+        for helper in helpers:
+            helper.stop()
 
 
 def sliced(*arrays: Any) -> bool:
@@ -72,15 +118,21 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
         while (i := next(turn)) < len(bounds):
             results[i] = function(*bounds[i])
 
-    pool, n = _workers.get()
-    token = _workers.set((None, 0))
+    helpers = _workers.get()[0][: max(0, len(bounds) - 1)]
+    token = _workers.set(((), 0))
+    errors: list[BaseException | None] = []
     try:
-        helpers = [] if pool is None else [pool.submit(copy_context().run, work) for _ in bounds[1:n]]
-        work()
         for helper in helpers:
-            helper.result()
+            helper.start(partial(copy_context().run, work))
+        try:
+            work()
+        finally:
+            errors = [helper.wait() for helper in helpers]
     finally:
         _workers.reset(token)
+    for error in errors:
+        if error is not None:
+            raise error
     return results
 
 
@@ -91,7 +143,7 @@ def rows(x: Any, matrix: Any) -> Any:
     flat = x if x.ndim <= 2 else reshape(x, -1, x.shape[-1])
     if not sliced(x, matrix):
         return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
-    result = np.empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
+    result = empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
 
     def block(start: int, stop: int) -> None:
         for i in range(start, stop, ROWS):
@@ -113,8 +165,17 @@ def columns(delta: Any, x: Any) -> Any:
     left, right = reshape(delta, -1, delta.shape[-1]), reshape(x, -1, x.shape[-1])
     if not sliced(left, right):
         return transpose(left) @ right
-    result = np.empty((left.shape[1], right.shape[1]), np.result_type(left, right))
-    for_slices(
-        lambda start, stop: np.matmul(left[:, start:stop].T, right, out=result[start:stop]), left.shape[1], COLUMNS
-    )
+    n, shape, dtype = left.shape[0], (left.shape[1], right.shape[1]), np.result_type(left, right)
+    if n > TALL * max(shape):
+        parts = for_slices(lambda start, stop: left[start:stop].T @ right[start:stop], n, -(-n // SUMS))
+        return sum(parts[1:], start=parts[0])
+    result = empty(shape, dtype)
+
+    def block(start: int, stop: int) -> None:
+        if shape[0] >= shape[1]:
+            np.matmul(left[:, start:stop].T, right, out=result[start:stop])
+        else:
+            np.matmul(left.T, right[:, start:stop], out=result[:, start:stop])
+
+    for_slices(block, max(shape), COLUMNS)
     return result

@@ -24,9 +24,9 @@ class Backward(NamedTuple):
     channels : tuple of Channel or None
         What the feedback arrays descend, one per kernel layer; None for the first.
     deltas : tuple of array
-        The carried error at the output of each kernel layer, shapes (batch, ..., out).
+        The carried error at the output of each kernel layer, shapes (batch, ..., out). Empty if not kept.
     reads : tuple of array or None
-        What the channel of each kernel layer read; None for the first.
+        What the channel of each kernel layer read; None for the first. Empty if not kept.
     """
 
     weights: tuple[Any, ...]
@@ -72,6 +72,8 @@ def backward(
     *,
     error_clip: float | None = None,
     key: Key | None = None,
+    number: int | None = None,
+    keep: bool = True,
 ) -> Backward:
     """Carry the error from the output to the first kernel layer and collect all gradients.
 
@@ -94,6 +96,10 @@ def backward(
         Clip every entry of a carried error to this size; None leaves it as it is.
     key : Key, optional
         Place of this step's random numbers; kernel layer k draws at ``key.at(k)``.
+    number : int, optional
+        Number of this step in training, from 1, for readers that do not move in every step.
+    keep : bool
+        Whether to return all errors; a training step, which does not look at them, gives their memory free.
 
     Returns
     -------
@@ -107,32 +113,37 @@ def backward(
     deltas: list[Any] = [None] * len(kernels)
     reads: list[Any] = [None] * len(kernels)
     aside: list[Any] = []
+    hidden = None
     k = len(kernels)
     for i in reversed(range(kernels[0], len(model.layers))):
         layer, w, cache = model.layers[i], weights[i], caches[i]
         if is_mark(layer):
             delta = layer.back(delta, aside, rule.source != "above")
             continue
-        gradients[i] = layer.grad(w, cache, delta)
         if not is_kernel(layer):
-            delta = layer.pull(w, cache, delta)
+            gradients[i], delta = layer.grad_pull(w, cache, delta)
             continue
+        gradients[i] = layer.grad(w, cache, delta)
         k -= 1
-        deltas[k] = delta
+        if keep:
+            deltas[k] = delta
+        if k == last - 1 and rule.source == "hidden":
+            hidden = delta
         if k == 0:
             break
         direct = ways[k] is not layer
-        if direct:
-            reads[k] = error if rule.source == "network" else deltas[last - 1]
-        else:
-            reads[k] = delta
-        labels = targets if reads[k] is error or k == last else None
+        read = delta if not direct else error if rule.source == "network" else hidden
+        if keep:
+            reads[k] = read
         channel = channels[k]
         assert channel is not None
         delta, moves[k] = transport(
-            rule.at(k), ways[k], None if direct else w, channel, cache, reads[k], labels,
-            samples=samples, key=None if key is None else key.at(k),
+            rule.at(k), ways[k], None if direct else w, channel, cache, read,
+            targets if read is error or k == last else None, samples=samples,
+            key=None if key is None else key.at(k), number=number, gradient=None if direct else gradients[i],
         )  # fmt: skip
         if error_clip is not None:
             delta = namespace(delta).clip(delta, -error_clip, error_clip)
+    if not keep:
+        return Backward(tuple(gradients), tuple(moves), (), ())
     return Backward(tuple(gradients), tuple(moves), tuple(deltas), tuple(reads))

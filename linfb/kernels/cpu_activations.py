@@ -17,6 +17,7 @@ from numba import njit, types
 from numba.extending import overload
 
 from linfb._threads import for_slices
+from linfb._workspace import empty
 
 __all__ = ["erf", "gelu", "product", "relu", "relu_pull"]
 
@@ -27,35 +28,35 @@ _FLOAT = np.float32
 
 def product(left: Any, right: Any) -> Any:
     """Return the products of the entries of two arrays of one shape."""
-    out = np.empty(left.shape, left.dtype)
+    out = empty(left.shape, left.dtype)
     _apply(np.multiply, left, right, out)
     return out
 
 
 def relu(x: Any) -> tuple[Any, Any]:
     """Return the rectified entries, and where they are positive."""
-    y, positive = np.empty(x.shape, x.dtype), np.empty(x.shape, np.bool_)
+    y, positive = empty(x.shape, x.dtype), empty(x.shape, np.bool_)
     _apply(_relu, x, y, positive)
     return y, positive
 
 
 def relu_pull(delta: Any, positive: Any) -> Any:
     """Return the error where the output was positive, 0 elsewhere."""
-    out = np.empty(delta.shape, delta.dtype)
+    out = empty(delta.shape, delta.dtype)
     _apply(_relu_pull, delta, positive, out)
     return out
 
 
 def erf(x: Any) -> Any:
     """Return the error function of every entry."""
-    y = np.empty(x.shape, x.dtype)
+    y = empty(x.shape, x.dtype)
     _apply(import_module("scipy.special").erf, x, y)
     return y
 
 
 def gelu(x: Any) -> tuple[Any, Any]:
     """Return x times the normal law's distribution function, and the derivative of that."""
-    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    y, slope = empty(x.shape, x.dtype), empty(x.shape, x.dtype)
     _apply(_gelu, x, y, slope)
     return y, slope
 

@@ -17,6 +17,7 @@ import numpy as np
 from numba import njit
 
 from linfb._threads import for_slices
+from linfb._workspace import empty
 
 __all__ = ["convolve", "convolve_grad", "convolve_pull", "max_pool", "max_unpool"]
 
@@ -40,7 +41,7 @@ def convolve_grad(x: Any, delta: Any, size: tuple[int, int], stride: int, paddin
     shape, dtype = (delta.shape[3], window.taps * x.shape[3]), np.result_type(x, delta)
 
     def part(first: int, last: int) -> Any:
-        total, term = np.zeros(shape, dtype), np.empty(shape, dtype)
+        total, term = np.zeros(shape, dtype), empty(shape, dtype)
         for start, patches in window.blocks(x, first, last):
             rows = errors[start : start + len(patches)]
             total += np.matmul(rows.T, patches[: len(rows)], out=term)
@@ -77,7 +78,7 @@ def _pull_phase(delta: Any, kernel: Any, shape: tuple[int, int], padding: tuple[
 
 def _correlate(x: Any, kernel: Any, window: _Window) -> Any:
     x, matrix = np.ascontiguousarray(x), np.ascontiguousarray(kernel).reshape(kernel.shape[0], -1).T
-    result = np.empty((x.shape[0], *window.places, kernel.shape[0]), np.result_type(x, kernel))
+    result = empty((x.shape[0], *window.places, kernel.shape[0]), np.result_type(x, kernel))
     flat = result.reshape(-1, kernel.shape[0])
 
     def part(first: int, last: int) -> None:
@@ -121,7 +122,7 @@ class _Window:
         """Yield the number of its first patch and the patches of each block; they share one buffer."""
         images, length = self.block(x)
         pixels, places = x.reshape(-1, x.shape[3]), self.places[0] * self.places[1]
-        buffer = np.empty((length, self.taps * x.shape[3]), x.dtype)
+        buffer = empty((length, self.taps * x.shape[3]), x.dtype)
         plain = (*self.size, self.stride, *self.padding) == (1, 1, 1, 0, 0) and self.places == x.shape[1:3]
         for image in range(first, last, images):
             end = (image + images) * places
@@ -161,7 +162,7 @@ def max_pool(x: Any, size: int, stride: int) -> tuple[Any, Any]:
     """Return the largest entry of each window and, in uint8, its place there; a NaN counts as larger than all."""
     x = np.ascontiguousarray(x)
     shape = (len(x), (x.shape[1] - size) // stride + 1, (x.shape[2] - size) // stride + 1, x.shape[3])
-    y, choice = np.empty(shape, x.dtype), np.empty(shape, np.uint8)
+    y, choice = empty(shape, x.dtype), empty(shape, np.uint8)
     for_slices(
         lambda first, last: _pool(x[first:last], size, stride, y[first:last], choice[first:last]),
         len(x),

@@ -13,8 +13,12 @@ import numpy as np
 from numba import njit
 
 from linfb._threads import for_slices
+from linfb._workspace import empty
 
-__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad", "shifted"]
+__all__ = [
+    "batch_norm", "batch_norm_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull", "norm_grad",
+    "shifted", "shifted_relu", "shifted_relu_pull",
+]  # fmt: skip
 
 SLICE = 1 << 16
 _OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
@@ -22,16 +26,40 @@ _OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract
 
 def shifted(x: Any, offset: Any) -> Any:
     """Return x plus an offset of its features."""
-    rows, out = _rows(x), np.empty(x.shape, x.dtype)
+    rows, out = _rows(x), empty(x.shape, x.dtype)
     into = out.reshape(rows.shape)
     _sliced(rows, lambda first, last: np.add(rows[first:last], offset, out=into[first:last]))
     return out
+
+
+def shifted_relu(x: Any, offset: Any) -> Any:
+    """Return what :func:`shifted` gives, rectified; no twin but the two layers."""
+    rows, out = _rows(x), empty(x.shape, x.dtype)
+    into = out.reshape(rows.shape)
+    _sliced(rows, lambda first, last: _shifted_relu(rows[first:last], offset, into[first:last]))
+    return out
+
+
+def shifted_relu_pull(delta: Any, y: Any) -> tuple[Any, Any]:
+    """Return the sums over all rows of the error where the output y is positive, and that error."""
+    rows, outputs, out = _rows(delta), _rows(y), empty(delta.shape, delta.dtype)
+    into = out.reshape(rows.shape)
+
+    def apply(first: int, last: int) -> np.ndarray:
+        return _shifted_relu_pull(rows[first:last], outputs[first:last], into[first:last])
+
+    return _summed(rows, apply).astype(delta.dtype), out
 
 
 def feature_sums(delta: Any) -> Any:
     """Return the sums over all rows."""
     rows = _rows(delta)
     return _summed(rows, lambda first, last: _sums(rows[first:last])).astype(delta.dtype)
+
+
+def feature_variances(x: Any) -> Any:
+    """Return the variance of every feature over all rows."""
+    return _mean_variance(_rows(x))[1].astype(x.dtype)
 
 
 def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
@@ -44,14 +72,10 @@ def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
 def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any, Any, Any]:
     """Normalise every feature over all rows, then apply gain and shift."""
     rows = _rows(x)
-    counts, means, squares = (
-        np.stack(part) for part in zip(*_sliced(rows, lambda first, last: _moments(rows[first:last])), strict=True)
-    )
-    mean = np.sum(counts * means, axis=0) / len(rows)
-    variance = np.sum(squares + counts * (means - mean) ** 2, axis=0) / len(rows)
+    mean, variance = _mean_variance(rows)
     inverse = 1 / np.sqrt(variance + epsilon)
     mean, variance, inverse = (moment.astype(x.dtype) for moment in (mean, variance, inverse))
-    y, normalised = np.empty_like(rows), np.empty_like(rows)
+    y, normalised = empty(rows.shape, rows.dtype), empty(rows.shape, rows.dtype)
 
     def apply(first: int, last: int) -> None:
         _normalise(rows[first:last], mean, inverse, gain, shift, y[first:last], normalised[first:last])
@@ -60,11 +84,20 @@ def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     return y.reshape(x.shape), normalised.reshape(x.shape), inverse, mean, variance
 
 
+def _mean_variance(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the moments of every feature over all rows, in double precision."""
+    counts, means, squares = (
+        np.stack(part) for part in zip(*_sliced(rows, lambda first, last: _moments(rows[first:last])), strict=True)
+    )
+    mean = np.sum(counts * means, axis=0) / len(rows)
+    return mean, np.sum(squares + counts * (means - mean) ** 2, axis=0) / len(rows)
+
+
 def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
     """Return the error at the input of :func:`batch_norm`."""
     rows, scaled = _rows(delta), _rows(normalised)
     slope, mean = (gradient / rows.dtype.type(len(rows)) for gradient in norm_grad(rows, scaled))
-    scale, out = gain * inverse_deviation, np.empty_like(rows)
+    scale, out = gain * inverse_deviation, empty(rows.shape, rows.dtype)
 
     def apply(first: int, last: int) -> None:
         _project_features(rows[first:last], scaled[first:last], mean, slope, scale, out[first:last])
@@ -76,7 +109,7 @@ def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: A
 def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any]:
     """Normalise every row over its features, then apply gain and shift."""
     rows = _rows(x)
-    y, normalised, inverse = np.empty_like(rows), np.empty_like(rows), np.empty(len(rows), rows.dtype)
+    y, normalised, inverse = empty(rows.shape, rows.dtype), empty(rows.shape, rows.dtype), empty(len(rows), rows.dtype)
     added = rows.dtype.type(epsilon)
 
     def apply(first: int, last: int) -> None:
@@ -91,7 +124,7 @@ def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
 def layer_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
     """Return the error at the input of :func:`layer_norm`."""
     rows, scaled, inverse = _rows(delta), _rows(normalised), inverse_deviation.reshape(-1)
-    out = np.empty_like(rows)
+    out = empty(rows.shape, rows.dtype)
 
     def apply(first: int, last: int) -> None:
         _project_rows(rows[first:last], scaled[first:last], inverse[first:last], gain, out[first:last])
@@ -110,6 +143,26 @@ def _sliced(rows: np.ndarray, function: Callable[[int, int], Any]) -> list[Any]:
 
 def _summed(rows: np.ndarray, function: Callable[[int, int], Any]) -> np.ndarray:
     return np.sum(np.stack(_sliced(rows, function)), axis=0)
+
+
+@njit(**_OPTIONS)
+def _shifted_relu(rows, offset, out):
+    zero = rows.dtype.type(0)
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            value = rows[i, j] + offset[j]
+            out[i, j] = zero if value <= 0 else value
+
+
+@njit(**_OPTIONS)
+def _shifted_relu_pull(delta, y, out):
+    total, zero = np.zeros(delta.shape[1]), delta.dtype.type(0)
+    for i in range(delta.shape[0]):
+        for j in range(delta.shape[1]):
+            value = delta[i, j] if y[i, j] > 0 else zero
+            out[i, j] = value
+            total[j] += value
+    return total
 
 
 @njit(**_OPTIONS)

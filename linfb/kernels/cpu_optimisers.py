@@ -14,6 +14,7 @@ import numpy as np
 from numba import njit
 
 from linfb._threads import for_slices
+from linfb._workspace import empty
 from linfb.kernels.reference_optimisers import orthogonalised
 
 __all__ = ["adam", "amsgrad", "muon", "orthogonalised", "rmsprop", "sgd"]
@@ -161,7 +162,7 @@ def muon(
     decoupled: float,
 ) -> tuple[Any, Any]:
     """Take one step of Muon; overwrites `value` and `average`."""
-    direction = np.empty(value.shape, value.dtype)
+    direction = empty(value.shape, value.dtype)
     numbers = _cast(value, momentum, 1 - momentum, lookahead, 1 - lookahead, coupled)
     _sweep(_averaged, numbers, value, gradient, average, direction)
     matrix = direction.reshape(value.shape[0], -1)

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 
 from linfb._threads import for_slices
+from linfb._workspace import empty
 from linfb.kernels.cpu_activations import _exp
 
 __all__ = ["attention", "attention_pull", "token_sums"]
@@ -25,8 +26,8 @@ def attention(x: Any, heads: int, causal: bool) -> tuple[Any, Any]:
     """Mix the values of all tokens by how well their keys fit a query."""
     batch, tokens, width = x.shape
     q, k, v = _heads(x, 3, heads)
-    y = np.empty((batch, tokens, width // 3), x.dtype)
-    probabilities = np.empty((batch, heads, tokens, tokens), x.dtype)
+    y = empty((batch, tokens, width // 3), x.dtype)
+    probabilities = empty((batch, heads, tokens, tokens), x.dtype)
     (out,), scale = _heads(y, 1, heads), x.dtype.type(1 / math.sqrt(q.shape[-1]))
 
     def apply(first: int, last: int) -> None:
@@ -43,13 +44,13 @@ def attention_pull(delta: Any, x: Any, probabilities: Any) -> Any:
     """Return the error at the input of :func:`attention`."""
     batch, heads, tokens, _ = probabilities.shape
     q, k, v = _heads(x, 3, heads)
-    out = np.empty(x.shape, x.dtype)
+    out = empty(x.shape, x.dtype)
     (to_q, to_k, to_v), (error,) = _heads(out, 3, heads), _heads(delta, 1, heads)
     scale = x.dtype.type(1 / math.sqrt(q.shape[-1]))
 
     def apply(first: int, last: int) -> None:
         here, part = slice(first, last), probabilities[first:last]
-        change = np.empty(part.shape, x.dtype)
+        change = empty(part.shape, x.dtype)
         np.matmul(error[here], v[here].swapaxes(-1, -2), out=change)
         _softmax_pull(change.reshape(-1, tokens), part.reshape(-1, tokens), scale)
         np.matmul(change, k[here], out=to_q[here])

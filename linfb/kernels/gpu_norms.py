@@ -14,7 +14,10 @@ from linfb.backend import namespace
 from linfb.kernels import _cuda
 from linfb.kernels.reference_norms import shifted
 
-__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad", "shifted"]
+__all__ = [
+    "batch_norm", "batch_norm_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull", "norm_grad",
+    "shifted",
+]  # fmt: skip
 
 SLICE = 64
 WARP = 32
@@ -130,6 +133,11 @@ def feature_sums(delta: Any) -> Any:
     """Return the sums over all rows."""
     rows = _rows(delta)
     return _cast(_total("sums", rows, None), delta)
+
+
+def feature_variances(x: Any) -> Any:
+    """Return the variance of every feature over all rows."""
+    return namespace(x).var(x, axis=tuple(range(x.ndim - 1)))
 
 
 def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:

@@ -11,7 +11,10 @@ from typing import Any
 
 from linfb.backend import namespace
 
-__all__ = ["batch_norm", "batch_norm_pull", "feature_sums", "layer_norm", "layer_norm_pull", "norm_grad", "shifted"]
+__all__ = [
+    "batch_norm", "batch_norm_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull", "norm_grad",
+    "shifted",
+]  # fmt: skip
 
 
 def shifted(x: Any, offset: Any) -> Any:
@@ -22,6 +25,11 @@ def shifted(x: Any, offset: Any) -> Any:
 def feature_sums(delta: Any) -> Any:
     """Return the sums over all rows, shape (features,)."""
     return namespace(delta).sum(delta, axis=_rows(delta))
+
+
+def feature_variances(x: Any) -> Any:
+    """Return the variance of every feature over all rows."""
+    return namespace(x).var(x, axis=tuple(range(x.ndim - 1)))
 
 
 def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:

@@ -93,6 +93,10 @@ class View:
         The layer's own forward pass with its present weights (sends noise or activity; shows no weights).
     key : Key or None
         Place of this step's random numbers.
+    number : int or None
+        Number of this step in training, from 1; None outside of it.
+    gradient : array or None
+        What the layer's weights descend, if the error that is read is that of its output and this is known already.
     weights : array or None
         The layer's weights; None unless the reader or mirror declares that it transports weights.
     """
@@ -106,6 +110,8 @@ class View:
     forward: Callable[[Any], Any]
     samples: int
     key: Key | None = None
+    number: int | None = None
+    gradient: Any = None
     weights: Any = None
 
     @property
@@ -350,6 +356,8 @@ def transport(
     *,
     samples: int | None = None,
     key: Key | None = None,
+    number: int | None = None,
+    gradient: Any = None,
 ) -> tuple[Any, Channel]:
     """Carry an error across one layer, and say what the layer's feedback arrays descend.
 
@@ -372,26 +380,32 @@ def transport(
         Number of terms that the loss averages; None takes the rows of `delta`.
     key : Key, optional
         Place of this step's random numbers, for mirrors that draw any.
+    number : int, optional
+        Number of this step in training, from 1.
+    gradient : array, optional
+        What the layer's weights descend, where `delta` is the error of its output: mirrors learn from it for less.
 
     Returns
     -------
     delta_in : array
         The error at the layer's input.
-    gradient : Channel
+    moves : Channel
         What P, Q and M descend (None for an array that does not learn).
     """
     samples = delta.shape[-2] if samples is None else samples
     z = rule.reader.read(channel, delta)
-    blind = View(layer, cache, delta, z, targets, channel, lambda x: layer.forward(weights, x)[0], samples, key)
+    blind = View(
+        layer, cache, delta, z, targets, channel, lambda x: layer.forward(weights, x)[0], samples, key, number, gradient
+    )
     seeing = replace(blind, weights=weights) if rule.transports_weights else blind
     reader_view = seeing if rule.reader.transports_weights else blind
     mirror_view = seeing if rule.mirror.transports_weights else blind
     carried = rule.mirror.carry(mirror_view)
     if not (isinstance(channel.gain, float) and channel.gain == 1.0):
         carried = channel.gain * carried
-    gradient = Channel(
+    moves = Channel(
         P=rule.reader.gradient(reader_view) if rule.reader.learns else None,
         Q=rule.mirror.gradient(mirror_view) if rule.mirror.learns else None,
         M=None if channel.M is None else rule.reader.lateral_gradient(reader_view),
     )
-    return carried, gradient
+    return carried, moves

@@ -6,6 +6,7 @@ the reader's units are connected, their filters in the place of P).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -227,7 +228,12 @@ class KolenPollack(Mirror):
         return _follower(self, layer, P, weights, shape, rng)
 
     def gradient(self, view: View) -> Any:
-        """Return the gradient that the weights have, seen through P."""
+        r"""Return the gradient that the weights have, seen through P: :math:`P\,\partial_W` where that costs less."""
+        P, found = view.channel.filters, view.gradient
+        if found is not None and P is None:
+            return found
+        if found is not None and math.prod(view.delta.shape[:-1]) > view.delta.shape[-1]:
+            return view.layer.compose(P, found)
         return view.layer.grad(view.channel.Q, view.cache, view.z)
 
 

@@ -14,8 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from linfb._checks import choice, real, real_array
+from linfb._checks import choice, integer, real, real_array
+from linfb._threads import columns
 from linfb.backend import namespace, transpose
+from linfb.kernels import suited
 from linfb.rules.base import Reader, View
 
 __all__ = ["Fixed", "Identity", "Local", "Normative", "Oja", "SimilarityMatching"]
@@ -97,6 +99,9 @@ class Oja(Reader):
         What is done to the rows before, see :mod:`linfb.rules.readers`.
     start : {"orthonormal", "gaussian"} or array_like, shape (rank, out)
         As in :class:`Fixed`.
+    every : int
+        Move in every so-manieth step, so many times as far (in training only; an optimiser that normalises its
+        gradients, such as Adam, makes a step of the same size of it).
 
     References
     ----------
@@ -107,6 +112,7 @@ class Oja(Reader):
     rate: float = 1.0
     covariance: str = "second_moment"
     start: Any = "orthonormal"
+    every: int = 1
     name: ClassVar[str] = "oja"
     learns: ClassVar[bool] = True
 
@@ -118,32 +124,49 @@ class Oja(Reader):
         return draw(self.start, rank, n_out, rng)
 
     def gradient(self, view: View) -> Any:
-        """Return :math:`-PC(I - P^T P)`, shape (rank, out)."""
-        P, rows = view.channel.P, _observed(self, view)
-        z = rows @ transpose(P)
-        z_transposed = transpose(z)
-        return ((z_transposed @ z) @ P - z_transposed @ rows) / rows.shape[-2]
+        """Return :math:`-PC(I - P^T P)`, shape (rank, out); None in steps in which P rests."""
+        if not _turn(self, view):
+            return None
+        overlaps, products = _moments(self, view)
+        return overlaps @ view.channel.P - products
 
 
 def _check_adaptive(reader: Any) -> None:
     choice("on", reader.on, ("errors", "labels"))
     choice("covariance", reader.covariance, _COVARIANCES)
     real("rate", reader.rate, at_least=0.0)
+    integer("every", reader.every, at_least=1)
     _keep_start(reader)
 
 
-def _observed(reader: Any, view: View) -> Any:
-    """Return the rows whose covariance a reader follows: errors per sample or labels, shape (..., rows, out)."""
-    labels = reader.on == "labels" and view.targets is not None
-    rows = view.flat(view.targets) if labels else view.flat(view.delta) * view.samples
-    if reader.covariance == "second_moment":
-        return rows
-    xp = namespace(rows)
-    rows = rows - xp.mean(rows, axis=-2, keepdims=True)
-    if reader.covariance == "centred":
-        return rows
-    spread = xp.max(xp.sqrt(xp.mean(rows * rows, axis=-2, keepdims=True)), axis=-1, keepdims=True)
-    return rows / xp.where(spread > 0, spread, xp.ones_like(spread))
+def _turn(reader: Any, view: View) -> bool:
+    """Return whether it is the reader's turn to move in this step of training."""
+    return view.number is None or view.number % reader.every == 0
+
+
+def _moments(reader: Any, view: View) -> tuple[Any, Any]:
+    r"""Return :math:`FCF^\top`, shape (..., rank, rank), and :math:`FC`, shape (..., rank, out), for filters F.
+
+    The rows are not copied: whether their mean is taken off, only the narrow z has to know.
+    """
+    if reader.on == "labels" and view.targets is not None:
+        rows, factor = view.flat(view.targets), 1.0
+        z = rows @ transpose(view.channel.filters)
+    else:
+        rows, z, factor = view.flat(view.delta), view.flat(view.z), float(view.samples) ** 2
+    xp, n = namespace(rows), rows.shape[-2]
+    scale: Any = factor * (1 if view.number is None else reader.every) / n
+    if reader.covariance != "second_moment":
+        z = z - xp.mean(z, axis=-2, keepdims=True)
+    if reader.covariance == "normalised":
+        variances = suited("norms", rows).feature_variances(rows) if rows.ndim == 2 else xp.var(rows, axis=-2)
+        largest = xp.max(variances, axis=-1)[..., None, None]
+        scale = scale / xp.where(largest > 0, factor * largest, xp.ones_like(largest))
+    return scale * _products(z, z), scale * _products(z, rows)
+
+
+def _products(z: Any, rows: Any) -> Any:
+    return columns(z, rows) if rows.ndim == 2 else transpose(z) @ rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -158,7 +181,7 @@ class SimilarityMatching(Reader):
 
     Parameters
     ----------
-    on, rate, covariance, start
+    on, rate, covariance, start, every
         As in :class:`Oja`; M starts as the identity.
     ratio : float
         :math:`\kappa`, the rate of M relative to that of P.
@@ -192,6 +215,7 @@ class SimilarityMatching(Reader):
     covariance: str = "second_moment"
     start: Any = "orthonormal"
     ratio: float = 1.0
+    every: int = 1
     name: ClassVar[str] = "similarity_matching"
     learns: ClassVar[bool] = True
 
@@ -208,20 +232,18 @@ class SimilarityMatching(Reader):
         return np.eye(rank)
 
     def gradient(self, view: View) -> Any:
-        """Return what P descends, shape (rank, out): row i from the activity of unit i alone."""
-        rows, z_transposed, overlaps = self._activity(view)
-        return (_diagonal(overlaps) * view.channel.P - z_transposed @ rows) / rows.shape[-2]
+        """Return what P descends, shape (rank, out): row i from the activity of unit i alone; None where it rests."""
+        if not _turn(self, view):
+            return None
+        overlaps, products = _moments(self, view)
+        return _diagonal(overlaps) * view.channel.P - products
 
     def lateral_gradient(self, view: View) -> Any:
-        """Return what M descends, shape (rank, rank); exactly zero on the diagonal."""
-        rows, _, overlaps = self._activity(view)
-        return self.ratio * (_diagonal(overlaps) * view.channel.M - overlaps) / rows.shape[-2]
-
-    def _activity(self, view: View) -> tuple[Any, Any, Any]:
-        """Return the rows, the units' responses to them (rank, rows), and the responses' inner products."""
-        rows = _observed(self, view)
-        z = rows @ transpose(view.channel.filters)
-        return rows, transpose(z), transpose(z) @ z
+        """Return what M descends, shape (rank, rank); exactly zero on the diagonal. None where it rests."""
+        if not _turn(self, view):
+            return None
+        overlaps, _ = _moments(self, view)
+        return self.ratio * (_diagonal(overlaps) * view.channel.M - overlaps)
 
 
 def _diagonal(matrix: Any) -> Any:

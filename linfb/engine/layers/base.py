@@ -46,6 +46,10 @@ class Layer(Protocol):
         """Return the error at the input from that at the output: the adjoint of the Jacobian."""
         ...
 
+    def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
+        """Return what :meth:`grad` and :meth:`pull` return, for layers that do both in one pass over memory."""
+        return self.grad(weights, cache, delta), self.pull(weights, cache, delta)
+
 
 class Kernel(Layer, Protocol):
     """A layer that is linear in one array, its kernel, through which a learning rule carries errors.

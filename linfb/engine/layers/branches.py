@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from operator import add
 from typing import Any
 
-__all__ = ["Fork", "Join", "Swap", "residual"]
+__all__ = ["Fork", "Join", "Passed", "Swap", "residual"]
 
 
 class _Mark:
@@ -58,6 +58,19 @@ class Join(_Mark):
     def back(self, delta: Any, aside: list[Any], direct: bool) -> Any:
         """Return the error, which goes both ways."""
         aside.append(delta)
+        return delta
+
+
+@dataclass(frozen=True)
+class Passed(_Mark):
+    """A place whose layer is done together with the one before it (:mod:`linfb.engine.fusing`)."""
+
+    def ahead(self, x: Any, aside: list[Any], sum_of: Callable[[Any, Any], Any] = add) -> Any:
+        """Return the input."""
+        return x
+
+    def back(self, delta: Any, aside: list[Any], direct: bool) -> Any:
+        """Return the error."""
         return delta
 
 

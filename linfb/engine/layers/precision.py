@@ -93,6 +93,10 @@ class Cast:
         small, factor = self._scaled(delta, other, terms)
         return _restored(self.layer.pull(self._low(weights), cache, small), factor, delta.dtype)
 
+    def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
+        """Return the gradient of the weights and the error at the input."""
+        return self.grad(weights, cache, delta), self.pull(weights, cache, delta)
+
     def compose(self, P: Any, kernel: Any) -> Any:
         """Return the kernel with its output features mapped by P, in full precision."""
         return self.layer.compose(P, kernel)
