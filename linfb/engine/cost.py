@@ -220,6 +220,7 @@ def cost(model: Model, rule: Rule, *, batch_size: int, optimizer: Any, dtype: st
 
     Notes
     -----
+    What readers learn in every so-manieth step is shared out over all of them.
     Singular value decompositions of mirrors that start again are not counted: they are not part of every step. A
     causal mask saves nothing here, nor does a first layer's sparse input. Checked against hand counts and against the
     products of an instrumented step, under every rule, in ``tests/test_engine_cost.py``; against measured peaks of
@@ -409,7 +410,9 @@ def _reading(rule: Rule, sizes: _Products, rank: int, labels: bool) -> Work:
     work = correlation + sizes.product(rank, rank, sizes.rows)
     if reader == "oja":
         work += sizes.product(rank, sizes.n_out, rank)
-    return work + sizes.read(rank) if labels else work
+    work = work + sizes.read(rank) if labels else work
+    every = getattr(rule.reader, "every", 1)
+    return Work(work.flops / every, work.bytes / every)
 
 
 def _flops(work: Work) -> float:
