@@ -1,0 +1,129 @@
+"""The benchmarks' runner at tiny sizes: a valid record with or without peers, honest about what is missing or not met."""
+
+import json
+import math
+import warnings
+
+import numpy as np
+import pytest
+
+from tests.benchmarks import groups, measure, networks, page, peers
+from tests.benchmarks.__main__ import main
+
+ALL_BUT_LINEAR = [name for name in groups.GROUPS if name != "linear"]  # whose sizes are fixed
+
+
+def run(out, *only):
+    main(["--quick", "--out", str(out), *(word for name in only for word in ("--only", name))])
+    return json.loads(out.read_text())
+
+
+def valid(row):
+    assert set(row) >= {"name", "sides", "over", "ratio", "met"}
+    measured = [side for side in row["sides"].values() if side != "missing"]
+    assert measured
+    for side in measured:
+        low, high = side["quartiles_ms"]
+        assert 0 < low <= side["ms"] <= high
+        assert side["rounds"] >= 3
+        assert side.get("share_of_ceiling", 0.5) > 0
+    if row["ratio"] is None:
+        assert row["met"] is None
+        assert "missing" in row["sides"].values()
+    elif "goal" in row:
+        judged = row.get("judged", row["ratio"])
+        assert row["met"] is measure.met(judged["value"], row["goal"])
+    if "accuracy" in row:
+        assert math.isfinite(row["accuracy"]["value"])
+
+
+def test_without_peers_they_are_reported_as_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(peers, "_optional", lambda name: None)
+    record = run(tmp_path / "a" / "record.json", *ALL_BUT_LINEAR)
+    rows = {name: group["rows"] for name, group in record["groups"].items()}
+    assert list(rows) == ALL_BUT_LINEAR
+    for row in (row for found in rows.values() for row in found):
+        valid(row)
+    assert all(row["sides"]["PyTorch"] == "missing" for name in ("mlp", "vgg", "vit") for row in rows[name])
+    assert rows["online"][0]["sides"]["JAX scan"] == "missing"
+    assert [curve["axis"] for curve in record["groups"]["scaling"]["curves"]] == [
+        "width", "depth", "batch", "rank", "ensemble size"
+    ]  # fmt: skip
+    printed = capsys.readouterr().out
+    assert "PyTorch: missing" in printed
+    assert "not measured" in printed
+    text = page.tables(record, "benchmarks/record.svg")
+    assert all(row["name"] in text for found in rows.values() for row in found)
+    assert "PyTorch: missing" in text
+    assert (tmp_path / "a" / "record.svg").read_text().startswith("<?xml")
+
+
+def test_a_group_takes_the_place_of_its_forerunner(tmp_path, monkeypatch):
+    monkeypatch.setattr(peers, "_optional", lambda name: None)
+    out = tmp_path / "record.json"
+    first = run(out, "online", "mlp")
+    first["groups"]["online"]["commit"] = first["groups"]["mlp"]["commit"] = "earlier"
+    out.write_text(json.dumps(first))
+    second = run(out, "mlp")
+    assert list(second["groups"]) == ["mlp", "online"]
+    assert second["groups"]["online"]["commit"] == "earlier" != second["groups"]["mlp"]["commit"]
+    second["machine"]["processor"] = "another"
+    out.write_text(json.dumps(second))
+    assert list(run(out, "mlp")["groups"]) == ["mlp"]
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", ["mlp", "vgg", "vit"])
+def test_both_sides_have_the_same_network(kind):
+    pytest.importorskip("torch")
+    sizes, rng = networks.QUICK, np.random.default_rng(0)
+    norms = (None, "batch") if kind != "vit" else (None,)
+    for norm in norms:
+        model = getattr(networks, kind)(sizes, norm)
+        x, labels = networks.batch(model, sizes.batch)
+        weights, gradients, _ = networks.gradients(model, groups.BP, x, labels)
+        net = peers.placed(getattr(peers, kind)(sizes, norm), weights)
+        assert len(weights) == len(list(net.parameters()))
+        found = peers.largest_difference(net, x, labels, gradients)["value"]
+        assert found < 1e-4  # rounding of single precision, through some ten layers
+        other = {path: array + 1e-2 * rng.standard_normal(array.shape).astype("f") for path, array in weights.items()}
+        net = peers.placed(net, other)
+        assert peers.largest_difference(net, x, labels, gradients)["value"] > 1e-4
+
+
+@pytest.mark.oracle
+def test_with_peers_the_goals_are_judged(tmp_path):
+    pytest.importorskip("torch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other libraries
+        record = run(tmp_path / "record.json", "mlp", "ensemble")
+    assert all(row["met"] in (True, False) for row in record["groups"]["mlp"]["rows"])
+    for group in record["groups"].values():
+        for row in group["rows"]:
+            valid(row)
+
+
+def test_sides_take_turns_and_the_first_one_changes():
+    calls = []
+    found = measure.interleaved({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, least=3)
+    assert "".join(calls) == "aabb" + "ba" + "ab" + "ba"
+    assert {name: len(durations) for name, durations in found.items()} == {"a": 3, "b": 3}
+
+
+def test_goals_and_ratios():
+    assert measure.met(0.9, {"at_most": 0.9})
+    assert not measure.met(0.91, {"at_most": 0.9})
+    assert not measure.met(19.0, {"at_least": 20.0})
+    assert not measure.met(math.nan, {"at_least": 20.0})
+    assert not measure.met(math.nan, {"at_most": 20.0})
+    assert measure.ratio(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 2.0]))["value"] == 2.0
+    assert measure.difference([1.0, 2.0], [1.0, 4.0]) == 0.5
+
+
+def test_pinned_gives_threads_back():
+    import gc
+
+    assert gc.isenabled()
+    with measure.pinned(1):
+        assert not gc.isenabled()
+    assert gc.isenabled()
