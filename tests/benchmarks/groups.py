@@ -181,7 +181,8 @@ def online(setting: Setting) -> dict[str, Any]:
             accuracy = {"what": f"weights after {sizes.samples} steps, relative", "value": worst}
         name = f"linear {'-'.join(map(str, sizes.linear))}, {sizes.samples} online steps"
         entry = row(
-            name, {OURS: ours, "JAX scan": theirs}, sizes.seconds, over=(OURS, "JAX scan"), at_most=0.8, accuracy=accuracy, threads=1, steps=sizes.samples,
+            name, {OURS: ours, "JAX scan": theirs}, sizes.seconds, over=(OURS, "JAX scan"), at_most=0.8,
+            accuracy=accuracy, threads=1, steps=sizes.samples,
         )  # fmt: skip
     return {"rows": [entry]}
 
