@@ -78,18 +78,16 @@ def test_a_group_takes_the_place_of_its_forerunner(tmp_path, monkeypatch):
 def test_both_sides_have_the_same_network(kind):
     pytest.importorskip("torch")
     sizes, rng = networks.QUICK, np.random.default_rng(0)
-    norms = (None, "batch") if kind != "vit" else (None,)
-    for norm in norms:
+    for norm in (None, "batch") if kind != "vit" else (None,):
         model = getattr(networks, kind)(sizes, norm)
-        x, labels = networks.batch(model, sizes.batch)
+        x, labels = networks.batch(model, sizes.batch, "float64")
         weights, gradients, _ = networks.gradients(model, groups.BP, x, labels)
-        net = peers.placed(getattr(peers, kind)(sizes, norm), weights)
-        assert len(weights) == len(list(net.parameters()))
-        found = peers.largest_difference(net, x, labels, gradients)["value"]
-        assert found < 1e-4  # rounding of single precision, through some ten layers
-        other = {path: array + 1e-2 * rng.standard_normal(array.shape).astype("f") for path, array in weights.items()}
-        net = peers.placed(net, other)
-        assert peers.largest_difference(net, x, labels, gradients)["value"] > 1e-4
+        net = peers.placed(getattr(peers, kind)(sizes, norm).double(), weights)
+        theirs = peers.gradients(net, x, labels, "float64")
+        assert measure.distance(peers.like_theirs(gradients, theirs), theirs) < 1e-10  # rounding of double precision
+        other = {path: array + 1e-2 * rng.standard_normal(array.shape) for path, array in weights.items()}
+        theirs = peers.gradients(peers.placed(net, other), x, labels, "float64")
+        assert measure.distance(peers.like_theirs(gradients, theirs), theirs) > 1e-4
 
 
 @pytest.mark.oracle
@@ -119,6 +117,9 @@ def test_goals_and_ratios():
     assert not measure.met(math.nan, {"at_most": 20.0})
     assert measure.ratio(np.array([1.0, 2.0, 9.0]), np.array([1.0, 1.0, 2.0]))["value"] == 2.0
     assert measure.difference([1.0, 2.0], [1.0, 4.0]) == 0.5
+    big, nothing = np.array([3.0, 4.0]), np.zeros(2)
+    assert measure.distance([big * 1.1, nothing + 1e-6], [big, nothing]) == pytest.approx(0.1)
+    assert measure.distance([big, nothing + 1.0], [big, nothing]) > 1
 
 
 def test_pinned_gives_threads_back():

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -148,3 +148,13 @@ def difference(found: Any, expected: Any) -> float:
     """Return the largest difference of two arrays, over the largest entry of the second."""
     found, expected = np.asarray(found), np.asarray(expected)
     return float(np.abs(found - expected).max() / np.abs(expected).max())
+
+
+def distance(found: Iterable[Any], expected: Sequence[Any]) -> float:
+    """Return the largest Euclidean distance of any array from the expected one, over the length of that.
+
+    Arrays that vanish in exact arithmetic are rounding alone: lengths count as a thousandth of the largest at least.
+    """
+    lengths = [float(np.linalg.norm(array)) for array in expected]
+    gaps = [float(np.linalg.norm(a - b)) for a, b in zip(found, expected, strict=True)]
+    return max(gap / max(length, 1e-3 * max(lengths)) for gap, length in zip(gaps, lengths, strict=True))

@@ -60,7 +60,10 @@ def _side(name: str, found: Any) -> str:
 
 def _accuracy(row: Mapping[str, Any]) -> str:
     accuracy = row.get("accuracy")
-    return f"{accuracy['value']:.1e} ({accuracy['what']})" if accuracy else NONE
+    if not accuracy:
+        return NONE
+    peer = f", the peer's {accuracy['peer']:.1e}" if "peer" in accuracy else ""
+    return f"{accuracy['value']:.1e}{peer} ({accuracy['what']})"
 
 
 def _what(row: Mapping[str, Any]) -> str:

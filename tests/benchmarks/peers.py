@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from itertools import pairwise
@@ -137,25 +138,19 @@ def stepper(net: Any, x: np.ndarray, labels: np.ndarray, *, channels_last: bool 
     return call
 
 
-def largest_difference(
-    net: Any, x: np.ndarray, labels: np.ndarray, gradients: Mapping[str, np.ndarray]
-) -> dict[str, Any]:
-    """Return the largest difference of any array's gradient, over the largest entry of that array's gradient.
-
-    Gradients that are zero in exact arithmetic (of a kernel of keys' offsets, say) are rounding alone: arrays are
-    measured against no less than a thousandth of the largest entry of all.
-    """
+def gradients(net: Any, x: np.ndarray, labels: np.ndarray, dtype: str = "float32") -> list[np.ndarray]:
+    """Return the gradients of all parameters on a batch, computed by a copy of the network in some precision."""
     t = torch()
-    inputs, targets = _tensors(x, labels)
-    net.zero_grad(set_to_none=True)
+    net = copy.deepcopy(net).to(getattr(t, dtype))
+    inputs, targets = _tensors(x.astype(dtype), labels)
     t.nn.functional.cross_entropy(net(inputs.contiguous()), targets).backward()
-    theirs = [parameter.grad.numpy() for parameter in net.parameters()]
-    scale = max(float(np.abs(gradient).max()) for gradient in theirs)
-    worst = 0.0
-    for mine, other in zip(gradients.values(), theirs, strict=True):
-        gap = np.abs(_theirs(mine, other.ndim).reshape(other.shape) - other).max()
-        worst = max(worst, float(gap) / max(float(np.abs(other).max()), 1e-3 * scale))
-    return {"what": "gradients after one step, largest relative difference", "value": worst}
+    return [parameter.grad.numpy() for parameter in net.parameters()]
+
+
+def like_theirs(ours: Mapping[str, np.ndarray], theirs: list[np.ndarray]) -> list[np.ndarray]:
+    """Return our arrays in the order and shapes of theirs."""
+    pairs = zip(ours.values(), theirs, strict=True)
+    return [_theirs(array, other.ndim).reshape(other.shape) for array, other in pairs]
 
 
 def single_members(widths: tuple[int, ...], members: int, x: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
