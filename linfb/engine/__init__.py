@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from linfb.engine import layers
 from linfb.engine.architectures import decoder, mlp, resnet18, resnet20, retina, vgg_like, vit
-from linfb.engine.cost import cost
+from linfb.engine.costs import cost
 from linfb.engine.layers import *  # noqa: F403 - every layer, as the package of layers lists them
 from linfb.engine.losses import cross_entropy, squared_error
 from linfb.engine.models import Model

@@ -34,7 +34,7 @@ from linfb.engine import (
     vit,
 )  # fmt: skip
 from linfb.engine.backward import pathways
-from linfb.engine.cost import Parts, Work
+from linfb.engine.costs import Parts, Work
 from linfb.engine.layers.precision import cast
 from linfb.engine.state import initial_state, step
 from linfb.engine.trees import flatten

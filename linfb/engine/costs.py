@@ -223,7 +223,7 @@ def cost(model: Model, rule: Rule, *, batch_size: int, optimizer: Any, dtype: st
     What readers learn in every so-manieth step is shared out over all of them.
     Singular value decompositions of mirrors that start again are not counted: they are not part of every step. A
     causal mask saves nothing here, nor does a first layer's sparse input. Checked against hand counts and against the
-    products of an instrumented step, under every rule, in ``tests/test_engine_cost.py``; against measured peaks of
+    products of an instrumented step, under every rule, in ``tests/test_engine_costs.py``; against measured peaks of
     memory in ``tests/test_memory.py``.
 
     References
