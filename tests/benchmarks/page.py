@@ -165,4 +165,6 @@ def _panel(axes: Any, curve: Mapping[str, Any], record: Mapping[str, Any]) -> No
         if "gflop" in found[0]:
             axes.plot(curve["x"], [1e12 * p["gflop"] / ceiling for p in found], ":", color=colour, lw=1)
     axes.set(xscale="log", yscale="log", xlabel=curve["axis"], ylabel="ms per step")
+    axes.set_xticks(curve["x"], labels=[str(x) for x in curve["x"]], rotation=45)
+    axes.set_xticks([], minor=True)
     axes.legend(frameon=False)
