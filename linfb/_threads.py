@@ -24,10 +24,11 @@ from linfb.backend import reshape, transpose
 
 __all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
 
-ROWS = 64
-COLUMNS = 64
-TALL = 32
-SUMS = 8
+ROWS = 64  # of a product
+COLUMNS = 128  # of one summed over rows
+TALL = 32  # as many rows for each of the features are summed in parts,
+SUMS = 8  # at most so many
+SMALL = 1 << 20  # multiplications that are not worth a thread
 
 
 class _Helper:
@@ -110,6 +111,12 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
     length, size : int
         What is cut, and into slices of how much; the last may be shorter.
     """
+    if length <= size:
+        token = _workers.set(((), 0))
+        try:
+            return [function(0, length)] if length else []
+        finally:
+            _workers.reset(token)
     bounds = [(start, min(start + size, length)) for start in range(0, length, size)]
     results: list[Any] = [None] * len(bounds)
     turn = count()
@@ -155,8 +162,8 @@ def rows(x: Any, matrix: Any) -> Any:
                 padded[: len(part)] = part
                 out[...] = (padded @ matrix)[: len(part)]
 
-    several = max(1, flat.shape[0] // (8 * ROWS))
-    for_slices(block, flat.shape[0], several * ROWS)
+    several = max(1, flat.shape[0] // (8 * ROWS)) * ROWS
+    for_slices(block, flat.shape[0], several if flat.shape[0] * matrix.size > SMALL else flat.shape[0])
     return result.reshape(*x.shape[:-1], matrix.shape[1])
 
 
@@ -171,11 +178,13 @@ def columns(delta: Any, x: Any) -> Any:
         return sum(parts[1:], start=parts[0])
     result = empty(shape, dtype)
 
-    def block(start: int, stop: int) -> None:
-        if shape[0] >= shape[1]:
-            np.matmul(left[:, start:stop].T, right, out=result[start:stop])
-        else:
-            np.matmul(left.T, right[:, start:stop], out=result[:, start:stop])
+    def blocks(first: int, last: int) -> None:
+        for i in range(first, last, COLUMNS):
+            part = slice(i, i + COLUMNS)
+            if shape[0] >= shape[1]:
+                np.matmul(left[:, part].T, right, out=result[part])
+            else:
+                np.matmul(left.T, right[:, part], out=result[:, part])
 
-    for_slices(block, max(shape), COLUMNS)
+    for_slices(blocks, max(shape), COLUMNS if n * shape[0] * shape[1] > SMALL else max(shape))
     return result

@@ -577,6 +577,58 @@ def test_training_moves_lateral_connections():
         agree(channel.filters @ channel.filters.T, np.eye(3), 0.02)
 
 
+@pytest.mark.parametrize("reader", [readers.Oja, readers.SimilarityMatching])
+def test_a_reader_that_moves_in_every_third_step_moves_three_times_as_far(reader):
+    def moves(every, steps):
+        """Return by how much P and M of the top layer move in each step, where the weights rest."""
+        rule = rules.low_rank(3, reader=reader(every=every), mirror=mirrors.Fixed())
+        optimisers = Optimizers(sgd(0.0), P=sgd(0.01))
+        model, x = mlp(6, (8, 7), 5), np.random.default_rng(0).standard_normal((20, 6))
+        state, found = initial_state(model, rule, optimisers, 0, np.array)[0], []
+        for number in range(1, steps + 1):
+            before = [np.array(array) for array in state.channels[2] if isinstance(array, np.ndarray)]
+            targets = np.eye(5)[np.arange(20) % 5]
+            state, *_ = step(model, rule, cross_entropy, optimisers, state, x, targets, number=number)
+            after = [array for array in state.channels[2] if isinstance(array, np.ndarray)]
+            found.append([b - a for a, b in zip(before, after, strict=True)])
+        return found
+
+    (always, *_), third = moves(1, 1), moves(3, 6)
+    assert all(np.array_equal(move, 0 * move) for i in (0, 1, 3, 4) for move in third[i])
+    agree(np.abs(third[2][0]).max(), 3 * np.abs(always[0]).max(), 1e-12)
+    for one, three in zip(always, third[2], strict=True):
+        agree(3 * one, three, 1e-12)  # from the same place
+    assert np.abs(third[5][0]).max() > 1e-6
+    with pytest.raises(ValueError, match="every > 1 rests in steps of training"):
+        simulate(TASK, LinearNetwork((8, 7, 6)), rules.low_rank(2, reader=reader(every=2)), [0.0, 1.0])
+    with pytest.raises(ValueError, match="every must be >= 1"):
+        reader(every=0)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("reader", ["identity", "oja", "similarity"])
+def test_mirrors_learn_the_same_from_the_gradient_of_the_weights(kind, reader):
+    rule = rule_of("above", reader, "kolen_pollack")
+    layer, weights, channel, x, delta = setting(kind, rule)
+    rows = np.repeat(delta, 3, axis=0), np.repeat(x, 3, axis=0)  # more rows than features: P times it costs less
+    cost = []
+
+    class Counted(type(layer)):
+        def grad(self, *arguments):
+            cost.append(arguments)
+            return super().grad(*arguments)
+
+    counted = Counted(*[getattr(layer, name) for name in layer.__dataclass_fields__])
+    gradient = layer.grad(weights, rows[1], rows[0])
+    _, known = transport(rule, counted, weights, channel, rows[1], rows[0], gradient=gradient)
+    assert not cost
+    _, unknown = transport(rule, counted, weights, channel, rows[1], rows[0])
+    assert len(cost) == 1
+    agree(known.Q, unknown.Q, 1e-12 * np.abs(gradient).max() * 10)
+    _, other = transport(rule, counted, weights, channel, rows[1], rows[0], gradient=2 * gradient)  # control
+    assert np.abs(other.Q - unknown.Q).max() > 1e-3
+
+
 # ---------------------------------------------------------------------------------------------- ranks, layers, sources
 
 

@@ -142,7 +142,7 @@ def _updated(
 ) -> State:
     weights = clipped(flatten({"weights": trees["weights"]}), optimisers.clip_norm)
     gradients = {**weights, **flatten({"channels": trees["channels"]})}
-    parts, values, slots = optimisers.parts(rule), _parameters(state._asdict()), {}
+    parts, values, slots = optimisers.parts(rule), _parameters(state._asdict()), dict(state.slots)
     for path, gradient in gradients.items():
         part, value = parts[_kind(path)], values[path]
         values[path], slots[path] = part.optimiser.update(

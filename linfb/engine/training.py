@@ -158,7 +158,7 @@ def train(
         seed=seed, loss=loss, label_smoothing=label_smoothing, error_clip=error_clip,
         augment=_augmentations(augment, splits), observe=_observables(observe), device=device, dtype=dtype,
         products=products, name=getattr(data, "name", "splits") if name is None else name,
-        network=_network(model, products),
+        network=_network(model, products, device),
     )  # fmt: skip
     with (
         np.errstate(over="ignore", invalid="ignore", divide="ignore"),  # non-finite values are looked for below
@@ -176,12 +176,17 @@ def _threads(threads: int | None) -> int:
     return max([pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"], default=1)
 
 
-def _network(model: Model, products: str | None) -> Model:
-    if products is None or choice("products", products, ("tf32", "bfloat16", "float16")) == "tf32":
-        return model
-    from linfb.engine.layers.precision import cast
+def _network(model: Model, products: str | None, device: Any) -> Model:
+    """Return the model as it is computed: with products in low precision, and in fewer passes on a CPU."""
+    if products is not None and choice("products", products, ("tf32", "bfloat16", "float16")) != "tf32":
+        from linfb.engine.layers.precision import cast
 
-    return Model(cast(model.layers, products), model.shape)
+        model = Model(cast(model.layers, products), model.shape)
+    if device != "cpu":
+        return model
+    from linfb.engine.fusing import fused
+
+    return fused(model)
 
 
 def _multiplied(device: Any, products: str | None) -> AbstractContextManager[None]:

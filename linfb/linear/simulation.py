@@ -186,6 +186,8 @@ def simulate(
     runs = plan(task, network, rule, times, seeds=seeds, ranks=ranks, weight_decay=weight_decay, observe=observe)
     if getattr(rule.mirror, "restart_every", None) is not None:
         raise ValueError("mirror with restart_every starts again after steps of training; simulate has no such steps")
+    if getattr(rule.reader, "every", 1) != 1:
+        raise ValueError("reader with every > 1 rests in steps of training; simulate has no such steps")
     solver, xp = named(method), device_namespace(device)
     made = [initial_state(task, network, member, seed=seed) for member, seed in runs.runs]
     state = _stacked([one for one, _ in made], xp)

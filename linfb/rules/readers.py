@@ -166,7 +166,7 @@ def _moments(reader: Any, view: View) -> tuple[Any, Any]:
 
 
 def _products(z: Any, rows: Any) -> Any:
-    return columns(z, rows) if rows.ndim == 2 else transpose(z) @ rows
+    return columns(z, rows) if z.ndim == rows.ndim == 2 else transpose(z) @ rows
 
 
 @dataclass(frozen=True, eq=False)
