@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# Options of `make figures`, for example: make figures ARGS="modes --preset paper"
+# Options of `make figures` and `make bench`: make figures ARGS="modes --preset paper", make bench ARGS="--only vit"
 ARGS ?=
 # One BLAS thread per test process: the suite runs one process per core.
 TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 JOBS ?= auto
 
-.PHONY: figures test test-slow test-oracle docs derivations lint format types bench clean
+.PHONY: figures test test-slow test-oracle docs derivations lint format types bench bench-peers clean
 
 figures: $(VENV)/.installed-core
 	$(BIN)/python -m figures $(ARGS)
@@ -44,7 +44,11 @@ types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks $(ARGS)
+
+# What the benchmarks compare with, where it is installed; `make bench` installs none of it.
+bench-peers: $(VENV)/.installed-test
+	$(BIN)/python -m pip install -q torch==2.13.0 jax
 
 clean:
 	rm -rf $(VENV) docs/_build docs/derivations figures/output .pytest_cache .mypy_cache .ruff_cache

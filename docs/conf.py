@@ -1,11 +1,14 @@
 """Sphinx configuration. The build needs no network: MathJax is bundled and there is no intersphinx."""
 
 import ast
+import json
+import sys
 from pathlib import Path
 
 import linfb
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))  # for the words of the benchmarks' record
 GALLERY = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "language")
 
 project = "linfb"
@@ -66,17 +69,30 @@ def gallery() -> str:
     return "\n\n".join(sections)
 
 
+def benchmarks() -> str:
+    """Return a section for each record of the benchmarks."""
+    from tests.benchmarks.page import tables
+
+    sections = []
+    for path in sorted((DOCS / "benchmarks").glob("*.json")):
+        title, picture = f"Record ``{path.stem}``", path.with_suffix(".svg")
+        shown = f"benchmarks/{picture.name}" if picture.exists() else None
+        sections += [f"{title}\n{'-' * len(title)}", tables(json.loads(path.read_text()), shown)]
+    return "\n\n".join(sections)
+
+
 def is_at_home(module: str, obj: object) -> bool:
     """Say whether a class is defined in `module` or directly below it, so that it is not documented a third time."""
     return not isinstance(obj, type) or obj.__module__.rpartition(".")[0] == module or obj.__module__ == module
 
 
 def setup(app):
-    """Fill the gallery page from the figures that exist, afresh at every build; keep classes to their packages."""
+    """Fill pages from the figures and records that exist, afresh at every build; keep classes to their packages."""
+    generated = {"gallery": gallery, "benchmarks": benchmarks}
 
     def fill(app, docname, source):
-        if docname == "gallery":
-            source[0] += "\n\n" + gallery()
+        if docname in generated:
+            source[0] += "\n\n" + generated[docname]()
 
     def skip(app, what, name, obj, skip, options):
         module = app.env.temp_data.get("autodoc:module")
@@ -84,4 +100,4 @@ def setup(app):
 
     app.connect("source-read", fill)
     app.connect("autodoc-skip-member", skip)
-    app.connect("env-get-outdated", lambda app, env, added, changed, removed: ["gallery"])
+    app.connect("env-get-outdated", lambda app, env, added, changed, removed: list(generated))

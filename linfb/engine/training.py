@@ -251,6 +251,7 @@ def _train(run: Run, epochs: int, progress: bool, folder: Any, seconds: float) -
     from tqdm import tqdm
 
     state, drawn = initial_state(run.network, run.rule, run.optimisers, run.seed, run.place)
+    drawn = drawn._replace(channels=())  # the state has them in its own precision
     now = Progress(state, history={name: [] for name in (*CURVES, *run.observe)})
     if folder is not None:
         _resume(run, now, epochs, folder)

@@ -12,7 +12,7 @@ import numpy as np
 from linfb.backend import stream
 from linfb.rules.base import Channel, Rule, resolve_rank
 
-__all__ = ["InitialChannels", "effective_readers", "initial_channels"]
+__all__ = ["InitialChannels", "effective_readers", "initial_channels", "resolved_ranks"]
 
 log = logging.getLogger("linfb")
 
@@ -117,32 +117,58 @@ def effective_readers(rule: Rule, widths: Sequence[int], *, seed: int) -> tuple[
     return tuple(None if P is None else math.sqrt(gain) * P for P, gain in drawn.values())
 
 
-def _readers(
-    rule: Rule, widths: Sequence[int], blocks: Sequence[int], seed: int
-) -> tuple[dict[int, tuple[Any, float]], dict[int, int], tuple[int, ...]]:
-    """Return P and gain, and rank, by layer, and the layers where the rank was capped."""
+def resolved_ranks(rule: Rule, widths: Sequence[int], blocks: Sequence[int]) -> tuple[dict[int, int], tuple[int, ...]]:
+    """Return the width of the channel of each kernel layer but the first, and the layers where a rank was capped.
+
+    Parameters
+    ----------
+    rule : Rule
+    widths : sequence of int
+        What each kernel layer reads, the first included: the features of its output, or of the error if it is direct.
+    blocks : sequence of int
+        Number of parts of the layers' outputs, see :func:`~linfb.rules.resolve_rank`.
+
+    Raises
+    ------
+    ValueError
+        As :func:`initial_channels`.
+
+    Examples
+    --------
+    >>> from linfb.rules import low_rank
+    >>> resolved_ranks(low_rank(4), [8, 8, 3], [1, 1, 1])
+    ({1: 4, 2: 3}, (2,))
+    """
     for argument, named in (("rank (a mapping)", rule.rank), ("layers", rule.layers)):
         if isinstance(named, Mapping | tuple) and (unknown := sorted(set(named) - set(range(1, len(widths))))):
             raise ValueError(
                 f"{argument} names layer {unknown[0]}; the layers with a channel are 1 to {len(widths) - 1}"
             )
-    drawn, ranks, capped = {}, {}, []
+    ranks, capped = {}, []
     for l in range(1, len(widths)):
-        width = widths[l]
         if rule.rank is None or rule.at(l) is not rule:
-            ranks[l], was_capped = width, False
+            ranks[l], was_capped = widths[l], False
         else:
-            ranks[l], was_capped = resolve_rank(rule.rank, l, width, blocks[l])
+            ranks[l], was_capped = resolve_rank(rule.rank, l, widths[l], blocks[l])
         if was_capped:
             capped.append(l)
+    return ranks, tuple(capped)
+
+
+def _readers(
+    rule: Rule, widths: Sequence[int], blocks: Sequence[int], seed: int
+) -> tuple[dict[int, tuple[Any, float]], dict[int, int], tuple[int, ...]]:
+    """Return P and gain, and rank, by layer, and the layers where the rank was capped."""
+    (ranks, capped), drawn = resolved_ranks(rule, widths, blocks), {}
+    for l, rank in ranks.items():
         if rule.at(l) is not rule:
             drawn[l] = (None, 1.0)
             continue
-        gain = math.sqrt(width / ranks[l]) if rule.gain == "full_rank" else 1.0
-        P = rule.reader.initial(ranks[l], width, stream(seed, "P", l))
-        if P is not None and np.shape(P) != (ranks[l], width):
+        gain = math.sqrt(widths[l] / rank) if rule.gain == "full_rank" else 1.0
+        P = rule.reader.initial(rank, widths[l], stream(seed, "P", l))
+        if P is not None and np.shape(P) != (rank, widths[l]):
             raise ValueError(
-                f"reader {rule.reader.name!r}: P of layer {l} has shape {np.shape(P)}, expected {(ranks[l], width)}"
+                f"reader {rule.reader.name!r}: P of layer {l} has shape {np.shape(P)}, expected {(rank, widths[l])}"
             )
         drawn[l] = (P, gain)
-    return drawn, ranks, tuple(capped)
+    return drawn, ranks, capped

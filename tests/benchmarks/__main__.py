@@ -1,128 +1,77 @@
-"""Ratios of two things measured in one run: `make bench` prints them and writes benchmarks.json.
-
-Absolute times drift with the machine, so every row is a pair; the accuracy of the fast side against its oracle stands
-beside it. BLAS works on one thread.
-"""
+"""`python -m tests.benchmarks`: measure, print, and write the record and its pictures."""
 
 from __future__ import annotations
 
+import argparse
 import json
-import platform
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
-import numpy as np
-from threadpoolctl import threadpool_limits
+from tests.benchmarks import page
+from tests.benchmarks.groups import GROUPS, Setting
+from tests.benchmarks.machine import describe
+from tests.benchmarks.networks import FULL, QUICK
 
-import linfb
-from linfb import rules
-from linfb._provenance import versions
-from linfb.linear import SGD, Dop853
-from linfb.rules import mirrors, readers
-
-REPEATS = 5
+ROOT = Path(__file__).parents[2]
+RECORD = ROOT / "docs" / "benchmarks" / "cpu.json"
+THREADS = 2
 
 
-def seconds(function: Callable[[], Any]) -> list[float]:
-    """Return the durations of repeated calls, after one that warms up."""
-    function()
-    durations = []
-    for _ in range(REPEATS):
+def commit() -> str:
+    """Return the commit that is measured, marked if files differ from it."""
+    try:
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--exclude=*"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def _earlier(out: Path, machine: dict[str, Any], quick: bool) -> dict[str, Any]:
+    """Return the groups of a record of the same machine and sizes."""
+    if not out.exists():
+        return {}
+    record = json.loads(out.read_text())
+    same = all(record["machine"][key] == machine[key] for key in ("processor", "cores"))
+    return record["groups"] if same and record["quick"] == quick else {}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure groups of rows; in a record that is there already, these take the place of their forerunners."""
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=main.__doc__)
+    parser.add_argument("--only", action="append", choices=list(GROUPS), help="a group; may be given several times")
+    parser.add_argument("--out", type=Path, default=RECORD, help="the record, JSON (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the code")
+    chosen = parser.parse_args(arguments)
+    machine = describe(quick=chosen.quick)
+    print(page.machine_line(machine), flush=True)
+    setting = Setting(QUICK if chosen.quick else FULL, machine, THREADS)
+    measured = {}
+    for name in chosen.only or GROUPS:
         begin = time.perf_counter()
-        function()
-        durations.append(time.perf_counter() - begin)
-    return durations
-
-
-def pair(name: str, slow: Callable[[], Any], fast: Callable[[], Any], distance: Callable[[Any, Any], float]) -> dict:
-    """Return one row: medians, their ratio and the largest difference of the results."""
-    a, b = seconds(slow), seconds(fast)
-    row = {
-        "name": name, "slow_ms": 1e3 * median(a), "fast_ms": 1e3 * median(b), "ratio": median(a) / median(b),
-        "spread": [min(a) / max(b), max(a) / min(b)], "difference": distance(slow(), fast()),
+        found = GROUPS[name](setting)
+        measured[name] = {
+            "commit": commit(), "date": datetime.now(UTC).date().isoformat(),
+            "seconds": round(time.perf_counter() - begin, 1), **found,
+        }  # fmt: skip
+        for row in found["rows"]:
+            print(page.line(row), flush=True)
+        for curve in found.get("curves", ()):
+            print(page.curve_lines(curve), flush=True)
+    groups = _earlier(chosen.out, machine, chosen.quick) | measured
+    record = {
+        "machine": machine, "threads": THREADS, "quick": chosen.quick,
+        "groups": {name: groups[name] for name in GROUPS if name in groups},
     }  # fmt: skip
-    print(f"{name:62s} {row['slow_ms']:9.2f} ms {row['fast_ms']:9.2f} ms  ratio {row['ratio']:6.1f}  "
-          f"[{row['spread'][0]:.1f}, {row['spread'][1]:.1f}]  difference {row['difference']:.1e}")  # fmt: skip
-    return row
-
-
-def gap(a: Any, b: Any) -> float:
-    """Return the largest difference of two maps."""
-    return float(np.abs(np.asarray(a) - np.asarray(b)).max())
-
-
-def trajectories() -> list[dict]:
-    """Closed form against adaptive integration: 128-64-64, 200 times up to t = 100."""
-    task, times = linfb.gaussian_teacher(128, 64, 32, scale=1 / 8), np.linspace(0.5, 100.0, 200)
-    network = linfb.LinearNetwork((128, 64, 64), linfb.Balanced(0.1))
-    cases = {
-        "backpropagation": rules.backpropagation(),
-        "fixed channel, r = 8": rules.low_rank(8, reader=readers.Fixed(), mirror=mirrors.Exact()),
-    }
-
-    def simulated(rule: Any) -> Any:
-        return linfb.simulate(task, network, rule, times, method=Dop853(), observe="network_map")["network_map"][0]
-
-    def predicted(rule: Any) -> Any:
-        return linfb.theory.predict(task, network, rule, times, observe="network_map")["network_map"][0]
-
-    return [
-        pair(f"trajectory, {name}: DOP853 (rtol 1e-8) / closed form",
-             lambda r=rule: simulated(r), lambda r=rule: predicted(r), gap)
-        for name, rule in cases.items()
-    ]  # fmt: skip
-
-
-def online() -> list[dict]:
-    """The compiled online step against the general path: 128-64-64, batch 1, 500 steps, one run and eight."""
-    from linfb.linear import simulation
-
-    task = linfb.low_rank_teacher(128, 64, [3.0, 2.0, 1.0], label_noise=0.1)
-    network, rule = linfb.LinearNetwork((128, 64, 64), linfb.SmallRandom(0.3)), rules.low_rank(8)
-    compiled = simulation.compiled
-
-    def run(seeds: int, known: Callable[[Any], bool]) -> Any:
-        simulation.compiled = known
-        try:
-            return linfb.simulate(
-                task, network, rule, [0.05], seeds=range(seeds), method=SGD(1e-4), observe="network_map"
-            )["network_map"]
-        finally:
-            simulation.compiled = compiled
-
-    return [
-        pair(f"500 online steps, {seeds} run(s): array library / compiled",
-             lambda n=seeds: run(n, lambda rule: False), lambda n=seeds: run(n, compiled), gap)
-        for seeds in (1, 8)
-    ]  # fmt: skip
-
-
-def ensembles() -> list[dict]:
-    """Eight seeds one by one against one batched ensemble: 32-16-16, 500 Euler steps."""
-    from linfb.linear import Euler
-
-    task, network = linfb.low_rank_teacher(32, 16, [3.0, 2.0, 1.0]), linfb.LinearNetwork((32, 16, 16))
-
-    def run(seeds: Any) -> Any:
-        return linfb.simulate(
-            task, network, rules.low_rank(2), [5.0], seeds=seeds, method=Euler(0.01), observe="network_map"
-        )["network_map"].values
-
-    return [
-        pair("8 seeds, 500 Euler steps: one by one / as one ensemble",
-             lambda: np.concatenate([run([seed]) for seed in range(8)]), lambda: run(range(8)), gap)
-    ]  # fmt: skip
-
-
-def main() -> None:
-    """Measure every pair and write the record."""
-    with threadpool_limits(1):
-        rows = [row for group in (trajectories, online, ensembles) for row in group()]
-    record = {"machine": platform.processor() or platform.machine(), "versions": versions(), "rows": rows}
-    Path("benchmarks.json").write_text(json.dumps(record, indent=1) + "\n")
+    chosen.out.parent.mkdir(parents=True, exist_ok=True)
+    chosen.out.write_text(json.dumps(record, indent=1) + "\n")
+    page.draw(record, chosen.out.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
