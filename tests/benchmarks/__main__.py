@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.benchmarks import page
 from tests.benchmarks.groups import GROUPS, Setting
-from tests.benchmarks.machine import describe
+from tests.benchmarks.machine import ceilings, describe
 from tests.benchmarks.networks import FULL, QUICK
 
 ROOT = Path(__file__).parents[2]
@@ -49,15 +49,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=RECORD, help="the record, JSON (default: %(default)s)")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the code")
     chosen = parser.parse_args(arguments)
-    machine = describe(quick=chosen.quick)
-    print(page.machine_line(machine), flush=True)
-    setting = Setting(QUICK if chosen.quick else FULL, machine, THREADS)
-    measured = {}
+    machine, measured = describe(), {}
+    print(page.machine_line(machine))
     for name in chosen.only or GROUPS:
-        begin = time.perf_counter()
-        found = GROUPS[name](setting)
+        now, begin = ceilings(quick=chosen.quick), time.perf_counter()
+        print(page.ceiling_line(now), flush=True)
+        found = GROUPS[name](Setting(QUICK if chosen.quick else FULL, now, THREADS))
         measured[name] = {
-            "commit": commit(), "date": datetime.now(UTC).date().isoformat(),
+            "commit": commit(), "date": datetime.now(UTC).date().isoformat(), "ceilings": now,
             "seconds": round(time.perf_counter() - begin, 1), **found,
         }  # fmt: skip
         for row in found["rows"]:

@@ -1,4 +1,4 @@
-"""What is measured: a function per group of rows, each from sizes and the machine line to rows and curves."""
+"""What is measured: a function per group of rows, each from sizes and ceilings to rows and curves."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ BATCHES = 3  # on which accuracy is judged
 
 @dataclass(frozen=True)
 class Setting:
-    """Sizes, threads, and the machine's ceilings."""
+    """Sizes, threads, and the machine's ceilings just before."""
 
     sizes: Sizes
-    machine: Mapping[str, Any]
+    ceilings: Mapping[str, Any]
     threads: int = 2
 
     def gemm(self, dtype: str = "float32") -> float:
         """Return the ceiling of products, operations per second."""
-        return self.machine["gemm_flops_per_s"][dtype][str(self.threads)]
+        return self.ceilings["gemm_flops_per_s"][dtype][str(self.threads)]
 
     def counted(self, model: Model, rule: Rule, rows: int) -> Any:
         """Return the cost of a step."""
@@ -94,7 +94,7 @@ def _saving(setting: Setting, name: str, model: Model, rule: Rule) -> dict[str, 
             flops={side: one.total.flops for side, one in zip(sides, counted, strict=True)}, ceiling=setting.gemm(),
         )  # fmt: skip
     low, bp = counted
-    roofline = [one.seconds(setting.gemm(), setting.machine["copy_bytes_per_s"]["warm"]) for one in counted]
+    roofline = [one.seconds(setting.gemm(), setting.ceilings["copy_bytes_per_s"]["warm"]) for one in counted]
     net, realised = low.net_saving(bp), 1 - entry["ratio"]["value"]
     entry["saving"] = {"realised": realised, "counted": net, "roofline": 1 - roofline[0] / roofline[1]}
     entry["judged"] = {

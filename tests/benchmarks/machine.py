@@ -40,7 +40,7 @@ def _best(call: Any, repeats: int) -> float:
     return min(durations)
 
 
-def gemm(threads: int, dtype: str, size: int, repeats: int = 10) -> float:
+def gemm(threads: int, dtype: str, size: int, repeats: int = 20) -> float:
     """Return operations per second of NumPy's product of square matrices, the best of some."""
     rng = np.random.default_rng(0)
     a, b = (rng.random((size, size)).astype(dtype) for _ in range(2))
@@ -58,8 +58,8 @@ def copies(megabytes: int) -> dict[str, float]:
     return {"warm": 2 * source.nbytes / warm, "fresh": 2 * source.nbytes / fresh}
 
 
-def describe(*, quick: bool = False) -> dict[str, Any]:
-    """Return the machine line of a record, ceilings measured now.
+def ceilings(*, quick: bool = False) -> dict[str, Any]:
+    """Return what products and copies reach now, per second.
 
     Parameters
     ----------
@@ -67,6 +67,16 @@ def describe(*, quick: bool = False) -> dict[str, Any]:
         Small sizes, for a test of the code: no ceilings worth the name.
     """
     size = 64 if quick else 1024
+    return {
+        "gemm_flops_per_s": {
+            dtype: {str(threads): gemm(threads, dtype, size) for threads in (1, 2)} for dtype in ("float32", "float64")
+        },
+        "copy_bytes_per_s": copies(1 if quick else 64),
+    }
+
+
+def describe() -> dict[str, Any]:
+    """Return what a record says of the machine, but for its ceilings."""
     blas = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
@@ -76,8 +86,4 @@ def describe(*, quick: bool = False) -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": {package: _version(package) for package in PACKAGES},
         "blas": sorted({f"{pool['internal_api']} {pool['version']} ({pool.get('architecture')})" for pool in blas}),
-        "gemm_flops_per_s": {
-            dtype: {str(threads): gemm(threads, dtype, size) for threads in (1, 2)} for dtype in ("float32", "float64")
-        },
-        "copy_bytes_per_s": copies(1 if quick else 64),
     }

@@ -18,6 +18,7 @@ import numpy as np
 from linfb._threads import threads as in_threads
 
 WARM_UP = 2
+PAUSE = 0.01  # seconds before every call: threads of the side before, which wait for more work at full speed, give up
 
 
 @contextmanager
@@ -67,6 +68,7 @@ def interleaved(
         if turn >= least and time.perf_counter() - begin > seconds:
             break
         for name in names if turn % 2 else reversed(names):
+            time.sleep(PAUSE)
             start = time.perf_counter()
             sides[name]()
             durations[name].append(time.perf_counter() - start)

@@ -11,17 +11,24 @@ COLOURS = ("#000000", "#0072b2", "#d55e00", "#009e73")
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """Return a sentence on the machine and its ceilings."""
+    """Return a line on the machine and its libraries."""
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    rates = "; ".join(
-        f"{dtype} " + ", ".join(f"{rate / 1e9:.0f} GF/s on {threads} thread(s)" for threads, rate in by.items())
-        for dtype, by in machine["gemm_flops_per_s"].items()
-    )
-    copy = machine["copy_bytes_per_s"]
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']}; Python {machine['python']}, "
-        f"{versions}; BLAS: {', '.join(machine['blas'])}; products of 1024 x 1024: {rates}; copies (read and written): "
-        f"{copy['warm'] / 1e9:.1f} GB/s into memory in use, {copy['fresh'] / 1e9:.1f} into fresh memory"
+        f"{versions}; BLAS: {', '.join(machine['blas'])}"
+    )
+
+
+def ceiling_line(ceilings: Mapping[str, Any]) -> str:
+    """Return a line on what products and copies reached."""
+    rates = "; ".join(
+        f"{dtype} " + ", ".join(f"{rate / 1e9:.0f} GF/s on {threads} thread(s)" for threads, rate in by.items())
+        for dtype, by in ceilings["gemm_flops_per_s"].items()
+    )
+    copy = ceilings["copy_bytes_per_s"]
+    return (
+        f"products of 1024 x 1024: {rates}; copies (read and written): {copy['warm'] / 1e9:.1f} GB/s into memory in "
+        f"use, {copy['fresh'] / 1e9:.1f} into fresh memory"
     )
 
 
@@ -126,7 +133,10 @@ def tables(record: Mapping[str, Any], picture: str | None = None) -> str:
                 what, "; ".join(sides), f"{_what(row)}: {_number(_judged(row))}", _goal(row), _met(row), _accuracy(row)
             ))  # fmt: skip
         curves += group.get("curves", ())
-        sections.append(f"Group ``{name}``: measured on {group['date']} at commit ``{group['commit']}``.")
+        sections.append(
+            f"Group ``{name}``: measured on {group['date']} at commit ``{group['commit']}``; just before, "
+            f"{ceiling_line(group['ceilings'])}."
+        )
     sections = [sections[0], "\n".join(f"- {text}" for text in sections[1:])]
     header = ("what", "times: median [quartiles]", "ratio [quartiles]", "goal", "", "accuracy")
     sections.append(_table(header, (20, 32, 18, 7, 8, 15), body))
@@ -141,7 +151,8 @@ def tables(record: Mapping[str, Any], picture: str | None = None) -> str:
 
 def draw(record: Mapping[str, Any], out: Path) -> None:
     """Write the scaling curves of a record as a picture, if there are any."""
-    curves = [curve for group in record["groups"].values() for curve in group.get("curves", ())]
+    groups = record["groups"].values()
+    curves = [(curve, group["ceilings"]) for group in groups for curve in group.get("curves", ())]
     if not curves:
         return
     import matplotlib as mpl
@@ -149,13 +160,12 @@ def draw(record: Mapping[str, Any], out: Path) -> None:
 
     with mpl.rc_context({"svg.hashsalt": "linfb", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(3 * len(curves), 2.8), layout="constrained")
-        for axes, curve in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
-            _panel(axes, curve, record)
+        for axes, (curve, ceilings) in zip(figure.subplots(1, len(curves), squeeze=False)[0], curves, strict=True):
+            _panel(axes, curve, ceilings["gemm_flops_per_s"]["float32"][str(record["threads"])])
         figure.savefig(out, metadata={"Date": None})
 
 
-def _panel(axes: Any, curve: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-    ceiling = record["machine"]["gemm_flops_per_s"]["float32"][str(record["threads"])]
+def _panel(axes: Any, curve: Mapping[str, Any], ceiling: float) -> None:
     for colour, (side, found) in zip(COLOURS, curve["sides"].items(), strict=False):
         if isinstance(found, str):
             axes.plot([], [], color=colour, label=f"{side} ({found})")
