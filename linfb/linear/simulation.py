@@ -147,8 +147,8 @@ def simulate(
         A solver of :mod:`linfb.linear.solvers`; a name stands for its default settings. "euler" is full-batch gradient
         descent, "sgd" online learning on fresh samples.
     coordinates : {"auto", "reduced", "full"}
-        What flows are integrated in (:mod:`linfb.linear.coordinates`): the input directions of the task and of the
-        starting weights, which is exact for whitened inputs, or all inputs. "auto" takes the former where they are
+        What flows are integrated in: the input directions of the task and of the starting weights, which the first
+        layer never leaves if inputs are whitened, or all inputs. "auto" takes the former where that is exact and
         clearly fewer. What is observed is full-sized either way. Online learning meets all inputs.
     observe : str, sequence of str, or mapping
         Names from ``linfb.observables.NAMED``, or a mapping from names to functions of a
