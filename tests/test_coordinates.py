@@ -101,3 +101,9 @@ def test_reduced_where_that_is_exact_and_fewer():
                      coordinates="reduced")  # fmt: skip
     with pytest.raises(ValueError, match="coordinates must be one of"):
         simulate(TASK, LinearNetwork((20, 6, 4)), rules.backpropagation(), [0.0], coordinates="svd")
+
+
+def test_a_task_and_a_start_of_nothing_keep_one_direction():
+    nothing = Task(np.zeros((4, 20)))
+    start = coordinates_of(nothing, np.zeros((2, 6, 20)), "auto", Euler())
+    assert start.basis.shape == (2, 20, 1)

@@ -139,7 +139,7 @@ def _fade(rows, n_steps, n, keep, reverse):
     if keep == 1:
         return
     for step in range(n_steps):
-        factor = keep ** (n_steps - 1 - step if reverse else step)
+        factor = rows.dtype.type(keep ** (n_steps - 1 - step if reverse else step))
         for row in range(step * n, (step + 1) * n):
             for i in range(rows.shape[1]):
                 rows[row, i] *= factor
@@ -204,7 +204,7 @@ def online_sgd(weights, P, Q, gains, inputs, labels, step_size, weight_decay, wa
                 for o in range(n_first):
                     learned[step * n + b, o] = v[error + n + b, o]
         _fade(learned, steps, n, keep, True)
-        _descend(own[0], learned, 0, samples, 0, steps * n, rate, keep**steps)
+        _descend(own[0], learned, 0, samples, 0, steps * n, rate, real(keep**steps))
     last = 0 if n_steps % 2 else turn
     for l in range(top):
         if l > 0:  # the step that waits, with the same instructions

@@ -34,7 +34,7 @@ class Coordinates:
     ----------
     basis : array, shape (run, all inputs, in), or None
         Orthonormal input directions of every run.
-    moments : tuple of array, shapes (sample, in) and (run, sample, out), or None
+    moments : tuple of array, shapes (run, sample, in) and (run, sample, out), or None
         The task's moment set in these coordinates.
     """
 
@@ -86,8 +86,8 @@ def coordinates_of(task: Task, start: Any, choose: str, solver: Any) -> Coordina
         return Coordinates()
     xp = namespace(start)
     sets = [Task(task.teacher @ own, label_noise=task.label_noise).moment_set() for own in basis]
-    labels = np.stack([labels for _, labels in sets])
-    return Coordinates(xp.asarray(basis), (xp.asarray(sets[0][0]), xp.asarray(labels)))
+    inputs, labels = (xp.asarray(np.stack(arrays)) for arrays in zip(*sets, strict=True))
+    return Coordinates(xp.asarray(basis), (inputs, labels))
 
 
 def _basis(task: Task, starts: np.ndarray) -> np.ndarray:
@@ -95,6 +95,7 @@ def _basis(task: Task, starts: np.ndarray) -> np.ndarray:
     beyond = starts - (starts @ task.right) @ task.right.T
     _, sizes, directions = np.linalg.svd(beyond, full_matrices=False)
     largest = np.linalg.norm(starts, axis=(1, 2), keepdims=True)[..., 0]
-    more = min(np.count_nonzero(sizes > _ROUNDING * largest, axis=1).max(), task.n_in - task.rank)
+    count = max(np.count_nonzero(sizes > _ROUNDING * largest, axis=1).max(), task.rank == 0)  # at least one in all
+    more = min(count, task.n_in - task.rank)
     known = np.broadcast_to(task.right, (len(starts), *task.right.shape))
     return np.linalg.qr(np.concatenate([known, directions[:, :more].transpose(0, 2, 1)], axis=2))[0]
