@@ -5,9 +5,10 @@ are handed over; integers are ``int``. A thread works on one row, ``row()``, and
 next to each other; rows times columns is what the caller makes of it. No kernel adds to memory that another thread
 writes, so that results are the same bits in every run.
 
-A kernel with one array in flight needs more of it there than one entry per thread: at 3.35 TB/s and some 0.6 us from
-request to answer, 15 kB per multiprocessor have to be on their way (H100), and 2048 threads with one float each have 8.
-Those kernels give every thread :data:`EACH` entries, of which all are read before one is written (``Several``).
+Enough reads must be on their way: for ReLU, which reads 4 of 9 bytes, at 3.35 TB/s in all and 0.6 to 1 us from request
+to answer, 7 to 11 kB on each multiprocessor of an H100; 2048 threads with one float each have 8, half of it in half
+precision. Kernels that read one array once give every thread :data:`EACH` entries, all of which are read before one is
+written (``Several``).
 
 Numbers that change from step to step are handed over in device memory (:func:`held`), so that a captured step
 (:mod:`linfb.engine.graph`) finds the new ones there.
@@ -27,10 +28,11 @@ import numpy as np
 from linfb._live import Live
 from linfb.backend import namespace
 
-__all__ = ["EACH", "PRELUDE", "TYPES", "held", "holding", "launch", "names", "wide"]
+__all__ = ["EACH", "PRELUDE", "TYPES", "WARP", "block", "held", "holding", "launch", "names", "wide"]
 
 TYPES = {"float16": "__half", "bfloat16": "__nv_bfloat16", "float32": "float", "float64": "double"}
 THREADS = 256
+WARP = 32
 EACH = 4
 OPTIONS = ("-std=c++17",)
 
@@ -59,7 +61,14 @@ template <typename V> struct Several {
 """
 
 
-def launch(source: str, name: str, dtype: Any, rows: int, columns: int, *arguments: Any) -> None:
+def block(columns: int, most: int = THREADS) -> tuple[int, int]:
+    """Return how many threads of a block share a row (`most` at most: a power of two or some warps), and its rows."""
+    own = -(-columns // -(-columns // most)) if columns > 0 else 1
+    across = 1 << (own - 1).bit_length() if own <= WARP else -(-own // WARP) * WARP
+    return across, THREADS // across
+
+
+def launch(source: str, name: str, dtype: Any, rows: int, columns: int, *arguments: Any, most: int = THREADS) -> None:
     """Start a kernel on the device in use, on the stream in use.
 
     Parameters
@@ -75,6 +84,8 @@ def launch(source: str, name: str, dtype: Any, rows: int, columns: int, *argumen
     *arguments
         As the kernel takes them: arrays, integers (``int``), floats (``wide<T>``), ``numpy.uint64``; None is a null
         pointer.
+    most : int
+        Of :func:`block`.
 
     Raises
     ------
@@ -87,10 +98,10 @@ def launch(source: str, name: str, dtype: Any, rows: int, columns: int, *argumen
         raise TypeError(f"kernels take arrays of dtype {', '.join(TYPES)}, got {dtype.name}")
     if rows == 0:
         return
-    across = min(THREADS, 1 << max(0, columns - 1).bit_length())
-    along = THREADS // across
-    grid, block = (-(-rows // along), max(1, -(-columns // across))), (across, along)
-    function(source, name, TYPES[dtype.name])(grid, block, tuple(_argument(argument, dtype) for argument in arguments))
+    across, along = block(columns, most)
+    grid = (-(-rows // along), max(1, -(-columns // across)))
+    handed = tuple(_argument(argument, dtype) for argument in arguments)
+    function(source, name, TYPES[dtype.name])(grid, (across, along), handed)
 
 
 def wide(dtype: Any) -> type:
