@@ -27,3 +27,11 @@ def pytest_runtest_setup(item):
 
         if not cupy.cuda.is_available():
             pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory):
+    """All CUDA kernels, compiled for the host."""
+    from tests.cuda_on_host import SOURCES, build
+
+    return build(tmp_path_factory.mktemp("kernels"), SOURCES)

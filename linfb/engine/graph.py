@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 
 from linfb._live import Live
-from linfb.engine.state import State
 from linfb.engine.trees import flatten
 from linfb.kernels import _cuda
 
@@ -26,8 +25,11 @@ __all__ = ["Blocks", "CudaStream", "Step", "capturable"]
 WIDTH = 1024
 """How many numbers of one precision may change from step to step."""
 
-Step = Callable[[State, Any, Any, Any], tuple[State, Any, Any]]
-"""One step: from the state, rows of the data, number and factor to the state, the loss, and how many were right."""
+Step = Callable[[Any, Any, Any, Any], tuple[Any, Any, Any]]
+"""One step: from the state, rows of the data, number and factor to the state, the loss, and how many were right.
+
+The state is any tree of arrays (:mod:`linfb.engine.trees`).
+"""
 
 
 def capturable(*parts: Any) -> bool:
@@ -142,18 +144,18 @@ class Blocks:
         self.numbers = {name: _Row(xp, name, shape[0]) for name in ("uint64", "float32", "float64")}
         self.rows, self.turn = xp.zeros(shape, dtype=xp.int64), xp.zeros(1, dtype=xp.int64)
         self.losses, self.right = xp.zeros(shape[0], dtype=getattr(xp, dtype)), xp.zeros(1, dtype=xp.int64)
-        self.state: State | None = None
+        self.state: Any = None
         self.launch: Callable[[], None]
 
     def __call__(
-        self, state: State, rows: Any, clocks: Sequence[tuple[int, float]], done: Callable[[], Any]
-    ) -> tuple[State, Any, Any]:
+        self, state: Any, rows: Any, clocks: Sequence[tuple[int, float]], done: Callable[[], Any]
+    ) -> tuple[Any, Any, Any]:
         """Take steps.
 
         Parameters
         ----------
-        state : State
-            Its arrays are overwritten, and are those of the result.
+        state : tree of arrays
+            They are overwritten, and are those of the result.
         rows : array of int, shape (step, batch)
         clocks : sequence of (int, float)
             Number and factor of every step.
@@ -162,10 +164,10 @@ class Blocks:
 
         Returns
         -------
-        state : State
+        state : tree of arrays
         losses : array, shape (step,)
             Of this block: the next one overwrites it.
-        right : array, shape (1,)
+        right : array, shape ()
             How many rows of all these steps were classified rightly; likewise.
         """
         with self.stream.used():
@@ -181,7 +183,7 @@ class Blocks:
                 if i >= first:
                     self.launch()
                 done()
-        return state, self.losses[: len(clocks)], self.right
+        return state, self.losses[: len(clocks)], self.right[0]
 
     def _lay_out(self, clocks: Sequence[tuple[int, float]]) -> None:
         for row in self.numbers.values():
@@ -189,7 +191,6 @@ class Blocks:
 
     def _work(self) -> None:
         """Take the step whose turn it is: what is captured."""
-        assert self.state is not None
         for row in self.numbers.values():
             row.row[...] = self._present(row.table)
         with _cuda.holding(self.numbers):

@@ -200,6 +200,11 @@ class Muon(_ByKernel):
         lookahead = self.momentum if self.nesterov else 0.0
         return kernels.muon(value, gradient, *slots, rate, self.momentum, lookahead, self.steps, *_decays(self))
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a captured step can take it: if `other` can."""
+        return getattr(self.other, "capturable", True)
+
     def _other(self) -> Any:
         if self.other is not None:
             return self.other

@@ -121,7 +121,7 @@ def blocks(run: Run, data: tuple[Any, Any]) -> Callable[..., tuple[State, Any, A
     """
     xp, optimisers = device_namespace(run.device), run.optimisers
     parts = (*run.network.layers, run.rule.reader, run.rule.mirror, *run.augment)
-    own = partial(_step, run, data)
+    own = partial(_step, run, data, _scale(run, data[0]))
     if "cupy" in xp.__name__ and capturable(*parts, optimisers.W, optimisers.Q, optimisers.P):
         return Blocks(own, xp, run.dtype, (_UNREAD_STEPS, run.batch_size), CudaStream())
     return partial(_one_by_one, own)
@@ -139,14 +139,24 @@ def _one_by_one(
     return state, namespace(*losses).stack(losses), right
 
 
-def _step(run: Run, data: tuple[Any, Any], state: State, rows: Any, number: Any, factor: Any) -> tuple[State, Any, Any]:
+def _scale(run: Run, x: Any) -> Any:
+    if not run.augment:
+        return None
+    from linfb.datasets.augmentation import scale_of
+
+    return scale_of(run.splits, x)
+
+
+def _step(
+    run: Run, data: tuple[Any, Any], scale: Any, state: State, rows: Any, number: Any, factor: Any
+) -> tuple[State, Any, Any]:
     """Take one step on rows of the data."""
     (x, labels), key = data, Key(run.seed)
     batch, wanted = (namespace(rows).take(part, rows, axis=0) for part in (x, labels))
     if run.augment:
         from linfb.datasets.augmentation import augmented
 
-        batch = augmented(batch, run.splits, run.augment, key.at("augment", number))
+        batch = augmented(batch, run.splits, run.augment, key.at("augment", number), scale)
     state, loss, outputs = step(
         run.network, run.rule, LOSSES[run.loss], run.optimisers, state, batch,
         _targets(run, wanted, run.label_smoothing), number=number, factor=factor, error_clip=run.error_clip,

@@ -194,6 +194,7 @@ class SimilarityMatching(Reader):
     ratio: float = 1.0
     name: ClassVar[str] = "similarity_matching"
     learns: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False  # solving for z may wait on the host
 
     def __post_init__(self) -> None:
         _check_adaptive(self)
