@@ -47,6 +47,18 @@ def test_twins_have_the_same_names_parameters_and_defaults(topic):
             assert own in (expected, [entry for entry in expected if (device, entry[0]) != ("cpu", "leading")])
 
 
+@pytest.mark.parametrize("columns", [0, 1, 3, 27, 32, 33, 192, 256, 257, 300, 576, 4608])
+@pytest.mark.parametrize("most", [32, 256])
+def test_blocks_cover_the_columns_and_waste_less_than_a_warp_beside_each_other(columns, most):
+    across, along = _cuda.block(columns, most)
+    beside = max(1, -(-columns // across))
+    assert across <= most
+    assert 128 < across * along <= 256 or columns > 32
+    assert beside == max(1, -(-columns // most))
+    assert beside * across - columns < max(32 * beside, 2)
+    assert across % 32 == 0 or across in (1, 2, 4, 8, 16)
+
+
 # ---- compiled for devices ------------------------------------------------------------------------------------------
 
 
@@ -301,7 +313,7 @@ def test_token_sums(twins, dtype):
 def test_convolutions(twins, monkeypatch, dtype, size, stride, padding, wide, narrow):
     gpu, reference = twins("images")
     if padding != 2:
-        monkeypatch.setattr(gpu_images, "BUFFER", 3000)  # one or two images at a time
+        monkeypatch.setattr(gpu_images, "BUFFER", 16000)  # one or two images at a time
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 9, 8, wide)).astype(dtype)
     kernel, other = (rng.standard_normal((narrow, *size, wide)).astype(dtype) for _ in range(2))
