@@ -91,7 +91,7 @@ def to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def stream(seed: int, *names: str | int) -> np.random.Generator:
+def stream(seed: int, *names: str | int | Live) -> np.random.Generator:
     """Return the random generator of one purpose: the same `seed` and `names` always give the same draws.
 
     Streams with different names are independent, so that adding a draw to one purpose does not change another.
@@ -118,13 +118,13 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _digest(*names: str | int) -> bytes:
+def _digest(*names: str | int | Live) -> bytes:
     if any(isinstance(name, Live) for name in names):
         raise TypeError("a captured step cannot draw on the host: what does must say capturable = False")
     return hashlib.sha256("/".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
 
 
-def _state(*names: str | int) -> int:
+def _state(*names: str | int | Live) -> int:
     return int.from_bytes(_digest(*names)[:8], "little")
 
 
@@ -151,9 +151,9 @@ class Key:
     """
 
     seed: int
-    names: tuple[str | int, ...] = ()
+    names: tuple[str | int | Live, ...] = ()
 
-    def at(self, *names: str | int) -> Key:
+    def at(self, *names: str | int | Live) -> Key:
         """Return the place of these names below this one."""
         return Key(self.seed, (*self.names, *names))
 
