@@ -6,7 +6,7 @@ import pytest
 from linfb import rules
 from linfb._threads import threads
 from linfb.backend import Key
-from linfb.engine import cross_entropy, mlp
+from linfb.engine import cross_entropy, mlp, resnet20, retina, vgg_like
 from linfb.engine.backward import backward
 from linfb.engine.fusing import fused
 from linfb.engine.layers.branches import Passed
@@ -14,7 +14,14 @@ from linfb.engine.models import evaluate, forward, initial_buffers, initial_weig
 from linfb.engine.trees import flatten
 from linfb.rules.channels import initial_channels
 
-MODELS = {"mlp": mlp(7, (8, 6), 3, norm=None)}
+MODELS = {
+    "mlp": mlp(7, (8, 6), 3, norm=None),
+    "mlp with batch norm": mlp(7, (8, 6), 3),
+    "vgg": vgg_like((9, 6, 2), 3, widths=(8, 9), dense=5, dropout=0.0, norm=None),
+    "vgg with batch norm": vgg_like((9, 6, 2), 3, widths=(8, 9), dense=5, dropout=0.0),
+    "resnet": resnet20((8, 8, 2), 3, width=2),
+    "retina": retina((6, 6, 1), 3, width=3, bottleneck=2, size=3, dense=5, norm="batch"),
+}
 
 
 def passes(model, dtype, seed=0):

@@ -26,13 +26,14 @@ from numba import njit
 
 from linfb._threads import for_slices
 from linfb._workspace import empty
-from linfb.kernels._simd import lanes, load, store, zeros
+from linfb.kernels._simd import BYTES, lanes, load, store, zeros
 
-__all__ = ["convolve", "convolve_grad", "convolve_pull"]
+__all__ = ["applies", "convolve", "convolve_grad", "convolve_pull"]
 
-TILES = 128
+TILES = 64
 SUMMED = 1 << 22
 SLICES = 32
+FEATURES = 16
 LINE = 16
 _OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -40,33 +41,35 @@ A, B = 5 / 8, 3 / 2
 AA, BB, ABB, AAB = A * A, B * B, A * B * B, A * A * B
 AABB, BOTH = AA * BB, AA + BB
 AAA, BBB = A**3, B**3
-G = np.array(
-    [[point**k / np.prod([point - other for other in (0, A, -A, B, -B) if other != point]) for k in range(3)]
-     for point in (0, A, -A, B, -B)] + [[0, 0, 1]]
-)  # fmt: skip
+NONE, NEAR, FAR = 1 / AABB, 1 / (2 * AA * (AA - BB)), 1 / (2 * BB * (BB - AA))
 
 
-def convolve(x: Any, kernel: Any, padding: int) -> Any:
-    """Convolve images (batch, height, width, in) with a kernel (out, 3, 3, in) at stride 1."""
+def applies(size: tuple[int, ...], stride: int, padding: int, n_out: int, n_in: int) -> bool:
+    """Return whether this is the way of a convolution at all: 3x3, stride 1, a vector of features on either side."""
+    return tuple(size) == (3, 3) and stride == 1 and padding <= 2 and min(n_out, n_in) >= BYTES // 4
+
+
+def convolve(x: Any, kernel: Any, stride: int, padding: int) -> Any:
+    """Convolve images (batch, height, width, in) with a kernel (out, 3, 3, in)."""
     places = (x.shape[1] + 2 * padding - 2, x.shape[2] + 2 * padding - 2)
     return _correlate(x, _spread_kernel(kernel, False).transpose(0, 2, 1), places, padding)
 
 
-def convolve_pull(delta: Any, kernel: Any, shape: tuple[int, int], padding: int) -> Any:
+def convolve_pull(delta: Any, kernel: Any, shape: tuple[int, int], stride: int, padding: int) -> Any:
     """Return the error at the input."""
     return _correlate(delta, _spread_kernel(kernel, True), shape, 2 - padding)
 
 
-def convolve_grad(x: Any, delta: Any, padding: int) -> Any:
+def convolve_grad(x: Any, delta: Any, size: tuple[int, int], stride: int, padding: int) -> Any:
     """Return the gradient of the kernel, shape (out, 3, 3, in); threads share the products, tiles are added in order."""
     x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
     dtype, tiles = np.result_type(x, delta), _Tiles(delta.shape[1:3])
     n_out, n_in = delta.shape[3], x.shape[3]
-    step = max(1, SUMMED // (36 * (n_in + n_out) * tiles.columns))
-    step = min(step, len(x) * tiles.rows)
+    lines = len(x) * tiles.rows
+    step = -(-lines // max(1, 36 * (n_in + n_out) * tiles.columns * lines // SUMMED))
     total, term = np.zeros((36, n_out, n_in), dtype), empty((36, n_out, n_in), dtype)
     left, right = tiles.products(step, n_out, dtype), tiles.products(step, n_in, dtype)
-    for first in range(0, len(x) * tiles.rows, step):
+    for first in range(0, lines, step):
 
         def spread(start: int, stop: int, first: int = first) -> None:
             tiles.spread(delta, 4, 0, first + start, left[:, start * tiles.columns : stop * tiles.columns])
@@ -79,14 +82,20 @@ def convolve_grad(x: Any, delta: Any, padding: int) -> Any:
 
         for_slices(spread, step, -(-step // SLICES))
         for_slices(add, 36, 1)
-    return np.einsum("ua,vb,uvoc->oabc", G, G, total.reshape(6, 6, n_out, n_in), optimize=True).astype(dtype)
+    gradient = empty((n_out, 3, 3, n_in), dtype)
+    for_slices(lambda start, stop: _gather_taps(total, start, stop, gradient.reshape(-1)), n_out, FEATURES)
+    return gradient
 
 
 def _spread_kernel(kernel: Any, turned: bool) -> np.ndarray:
     """Return G g G^T, shape (36, out, in), of a kernel or of one turned around."""
-    taps = G[:, ::-1] if turned else G
-    spread = np.einsum("ua,vb,oabc->uvoc", taps, taps, kernel, optimize=True)
-    return np.ascontiguousarray(spread, kernel.dtype).reshape(36, kernel.shape[0], kernel.shape[3])
+    kernel = np.ascontiguousarray(kernel)
+    spread = empty((36, kernel.shape[0], kernel.shape[3]), kernel.dtype)
+    first, step = (8, -1) if turned else (0, 1)
+    for_slices(
+        lambda start, stop: _spread_taps(kernel.reshape(-1), first, step, start, stop, spread), len(kernel), FEATURES
+    )
+    return spread
 
 
 def _correlate(x: np.ndarray, matrices: np.ndarray, places: tuple[int, int], padding: int) -> np.ndarray:
@@ -257,3 +266,83 @@ def _gather(products, rows, columns, first, count, scratch, y, height, width, fe
                 if here > 3:
                     store(y, to + 3 * wide + at, d)
                 place += step
+
+
+@njit(inline="always", **_OPTIONS)
+def _taps(a, b, c):
+    """Return G g."""
+    even, odd, wide, far = NEAR * a + (AA * NEAR) * c, (A * NEAR) * b, FAR * a + (BB * FAR) * c, (B * FAR) * b
+    return NONE * a, even + odd, even - odd, wide + far, wide - far, c
+
+
+@njit(inline="always", **_OPTIONS)
+def _gradients(a, b, c, d, e, f):
+    """Return G^T m."""
+    even, odd, wide, far = b + c, b - c, d + e, d - e
+    first = NONE * a + NEAR * even + FAR * wide
+    return first, (A * NEAR) * odd + (B * FAR) * far, (AA * NEAR) * even + (BB * FAR) * wide + f
+
+
+@njit(**_OPTIONS)
+def _spread_taps(kernel, tap, turn, start, stop, out):
+    """Transform kernels, whose nine taps are taken from number `tap` on, one forward or one back at a time."""
+    step, features, apart = lanes(kernel), out.shape[2], out.shape[1] * out.shape[2]
+    scratch = np.empty(18 * step, kernel.dtype)
+    for o in range(start, stop):
+        place = 0
+        while place < features:
+            at = min(place, features - step)
+            for column in range(3):
+                one = (9 * o + tap + turn * column) * features + at
+                down = 3 * turn * features
+                a, b, c, d, e, f = _taps(load(kernel, one), load(kernel, one + down), load(kernel, one + 2 * down))
+                store(scratch, column * step, a)
+                store(scratch, (3 + column) * step, b)
+                store(scratch, (6 + column) * step, c)
+                store(scratch, (9 + column) * step, d)
+                store(scratch, (12 + column) * step, e)
+                store(scratch, (15 + column) * step, f)
+            for u in range(6):
+                a, b, c = (
+                    load(scratch, 3 * u * step),
+                    load(scratch, (3 * u + 1) * step),
+                    load(scratch, (3 * u + 2) * step),
+                )
+                a, b, c, d, e, f = _taps(a, b, c)
+                to = 6 * u * apart + o * features + at
+                store(out, to, a)
+                store(out, to + apart, b)
+                store(out, to + 2 * apart, c)
+                store(out, to + 3 * apart, d)
+                store(out, to + 4 * apart, e)
+                store(out, to + 5 * apart, f)
+            place += step
+
+
+@njit(**_OPTIONS)
+def _gather_taps(total, start, stop, gradient):
+    """Transform sums over all tiles to gradients of kernels."""
+    step, features, apart = lanes(total), total.shape[2], total.shape[1] * total.shape[2]
+    scratch = np.empty(18 * step, total.dtype)
+    for o in range(start, stop):
+        place = 0
+        while place < features:
+            at = min(place, features - step)
+            for u in range(6):
+                one = 6 * u * apart + o * features + at
+                a, b, c = load(total, one), load(total, one + apart), load(total, one + 2 * apart)
+                d, e = load(total, one + 3 * apart), load(total, one + 4 * apart)
+                a, b, c = _gradients(a, b, c, d, e, load(total, one + 5 * apart))
+                store(scratch, u * step, a)
+                store(scratch, (6 + u) * step, b)
+                store(scratch, (12 + u) * step, c)
+            for column in range(3):
+                one = 6 * column * step
+                a, b, c = load(scratch, one), load(scratch, one + step), load(scratch, one + 2 * step)
+                d, e, f = load(scratch, one + 3 * step), load(scratch, one + 4 * step), load(scratch, one + 5 * step)
+                a, b, c = _gradients(a, b, c, d, e, f)
+                to = (9 * o + column) * features + at
+                store(gradient, to, a)
+                store(gradient, to + 3 * features, b)
+                store(gradient, to + 6 * features, c)
+            place += step
