@@ -11,7 +11,7 @@ from linfb._threads import threads
 from linfb.backend import to_numpy
 from linfb.engine.layers.convolution import Conv2d
 from linfb.engine.layers.pooling import Flatten, GlobalAveragePool, MaxPool2d
-from linfb.kernels import cpu_im2col, cpu_images, cpu_winograd, reference_images
+from linfb.kernels import cpu_im2col, cpu_images, reference_images
 from tests.blas_cases import rows_alike
 
 TWINS = [reference_images, cpu_images]
@@ -130,7 +130,7 @@ def test_single_precision_errs_by_its_rounding_only(stride):
     exact = functions(reference_images, *double, stride, 1)
     sums = functions(reference_images, *map(abs, double), stride, 1)
     coarse = [array.astype(np.float16).astype(np.float32) for array in single]
-    ours, rough = (functions(cpu_images, *arrays, stride, 1) for arrays in (single, coarse))
+    ours, rough = (functions(cpu_im2col, *arrays, stride, 1) for arrays in (single, coarse))
     for one, other, value, total in zip(ours, rough, exact, sums, strict=True):
         assert one.dtype == np.float32
         bound = 2 * np.finfo(np.float32).eps * total  # six sigma of roundings of running sums

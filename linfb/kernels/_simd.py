@@ -1,7 +1,7 @@
-"""Vectors of numbers as values inside of functions compiled by numba, for straight-line sums on several places at once.
+"""Vectors of numbers as values inside of functions compiled by numba, for straight-line sums of several at once.
 
-A loop over ``range(0, n, lanes(array))`` that loads, adds, scales and stores such vectors is vectorised by construction:
-nothing has to be proved about which arrays overlap. Registers are those of the machine's widest kind that pays.
+A loop over ``range(0, n, lanes(array))`` that loads, adds, scales and stores such vectors is vectorised as it stands:
+nothing has to be proved about which arrays overlap. The compiler splits vectors that the machine does not have.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""An offset or batch normalisation, a rectifier and pooling over 2x2 pixels in one pass over memory each.
+r"""An offset or batch normalisation, a rectifier and pooling over 2x2 pixels in one pass over memory each.
 
 The layers one by one are the oracle (``tests/test_fusing.py``). All start from
 
-.. math:: y = \\max(0, (x - \\mu)\\, s + b)
+.. math:: y = \max(0, (x - \mu)\, s + b)
 
 with one number of each kind per feature (mean 0 and scale 1 of a plain offset change no bits); on the way back a
 normalisation recomputes what it needs from its input, so that no second array has to be kept.

@@ -1,9 +1,10 @@
 """Convolutions as products with patches, on NumPy arrays: patches cut by numba, products by BLAS.
 
-One of the ways of :mod:`linfb.kernels.cpu_images`, which takes every size, stride and padding. Products have a number of rows that depends on the shapes of an image and a kernel alone: those of several
-whole images (the last product filled up with zeros), or of a part of one image. So an image gives the same bits in
-every batch (several to a product: where BLAS rounds all rows of a product alike, as it does with AVX-512), and
-everything the same bits on any number of threads.
+One of the ways of :mod:`linfb.kernels.cpu_images`, which takes every size, stride and padding. Products have a number
+of rows that depends on the shapes of an image and a kernel alone: those of several whole images (the last product
+filled up with zeros), or of a part of one image. So an image gives the same bits in every batch (several to a product:
+where BLAS rounds all rows of a product alike, as it does with AVX-512), and everything the same bits on any number of
+threads.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ __all__ = [
 ]  # fmt: skip
 
 SLICE = 1 << 16
-BLOCK = 64
+BLOCK = 8
 _OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 

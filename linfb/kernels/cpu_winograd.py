@@ -26,7 +26,7 @@ from numba import njit
 
 from linfb._threads import for_slices
 from linfb._workspace import empty
-from linfb.kernels._simd import BYTES, lanes, load, store, zeros
+from linfb.kernels._simd import lanes, load, store, zeros
 
 __all__ = ["applies", "convolve", "convolve_grad", "convolve_pull"]
 
@@ -34,6 +34,7 @@ TILES = 64
 SUMMED = 1 << 22
 SLICES = 32
 FEATURES = 16
+FEWEST = 8
 LINE = 16
 _OPTIONS: Any = {"cache": True, "nogil": True, "error_model": "numpy"}
 
@@ -44,9 +45,9 @@ AAA, BBB = A**3, B**3
 NONE, NEAR, FAR = 1 / AABB, 1 / (2 * AA * (AA - BB)), 1 / (2 * BB * (BB - AA))
 
 
-def applies(size: tuple[int, ...], stride: int, padding: int, n_out: int, n_in: int) -> bool:
-    """Return whether this is the way of a convolution at all: 3x3, stride 1, a vector of features on either side."""
-    return tuple(size) == (3, 3) and stride == 1 and padding <= 2 and min(n_out, n_in) >= BYTES // 4
+def applies(shape: tuple[int, ...], stride: int, padding: int) -> bool:
+    """Return whether this is a way of a convolution with a kernel (out, kh, kw, in) at all."""
+    return tuple(shape[1:3]) == (3, 3) and stride == 1 and padding <= 2 and min(shape[0], shape[3]) >= FEWEST
 
 
 def convolve(x: Any, kernel: Any, stride: int, padding: int) -> Any:
@@ -61,19 +62,23 @@ def convolve_pull(delta: Any, kernel: Any, shape: tuple[int, int], stride: int, 
 
 
 def convolve_grad(x: Any, delta: Any, size: tuple[int, int], stride: int, padding: int) -> Any:
-    """Return the gradient of the kernel, shape (out, 3, 3, in); threads share the products, tiles are added in order."""
+    """Return the gradient of the kernel, shape (out, 3, 3, in): threads share products, tiles are added in order."""
     x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
     dtype, tiles = np.result_type(x, delta), _Tiles(delta.shape[1:3])
     n_out, n_in = delta.shape[3], x.shape[3]
     lines = len(x) * tiles.rows
-    step = -(-lines // max(1, 36 * (n_in + n_out) * tiles.columns * lines // SUMMED))
+    step = max(1, -(-lines // max(1, 36 * (n_in + n_out) * tiles.columns * lines // SUMMED)))
     total, term = np.zeros((36, n_out, n_in), dtype), empty((36, n_out, n_in), dtype)
     left, right = tiles.products(step, n_out, dtype), tiles.products(step, n_in, dtype)
     for first in range(0, lines, step):
 
         def spread(start: int, stop: int, first: int = first) -> None:
-            tiles.spread(delta, 4, 0, first + start, left[:, start * tiles.columns : stop * tiles.columns])
-            tiles.spread(x, 6, padding, first + start, right[:, start * tiles.columns : stop * tiles.columns])
+            part, scratch = (
+                slice(start * tiles.columns, stop * tiles.columns),
+                tiles.scratch(max(n_in, n_out), 0, dtype),
+            )
+            tiles.spread(delta, 4, 0, first + start, scratch, left[:, part])
+            tiles.spread(x, 6, padding, first + start, scratch, right[:, part])
 
         def add(start: int, stop: int) -> None:
             part = slice(start, stop)
@@ -108,10 +113,11 @@ def _correlate(x: np.ndarray, matrices: np.ndarray, places: tuple[int, int], pad
 
     def part(start: int, stop: int) -> None:
         spread, products = tiles.products(step, x.shape[3], dtype), tiles.products(step, features, dtype)
+        scratch = tiles.scratch(x.shape[3], features, dtype)
         for first in range(start, stop, step):
-            tiles.spread(x, 6, padding, first, spread)
+            tiles.spread(x, 6, padding, first, scratch, spread)
             np.matmul(spread, matrices, out=products)
-            tiles.gather(products, first, min(step, stop - first), result)
+            tiles.gather(products, first, min(step, stop - first), scratch, result)
 
     lines = len(x) * tiles.rows
     for_slices(part, lines, max(1, -(-lines // (step * SLICES))) * step)
@@ -138,13 +144,16 @@ class _Tiles:
         room = empty((36, size + LINE), dtype)[:, :size]
         return room.reshape(36, rows * self.columns, features, copy=False)
 
-    def spread(self, x: np.ndarray, taps: int, padding: int, first: int, out: np.ndarray) -> None:
-        line = (4 * self.columns + 2) * x.shape[3]
-        scratch = empty(6 * line, x.dtype)
+    def scratch(self, n_in: int, n_out: int, dtype: Any) -> np.ndarray:
+        """Return room for one axis of the transform of a row of tiles."""
+        return empty(max(6 * (4 * self.columns + 2) * n_in, 24 * n_out), dtype)
+
+    def spread(self, x: np.ndarray, taps: int, padding: int, first: int, scratch: np.ndarray, out: np.ndarray) -> None:
+        """Transform inputs (taps = 6) or errors (4) of rows of tiles from a number on, as many as `out` has."""
         _spread(x.reshape(-1), *x.shape, taps, padding, self.rows, self.columns, first, scratch, out)
 
-    def gather(self, products: np.ndarray, first: int, rows: int, y: np.ndarray) -> None:
-        scratch = empty(24 * y.shape[3], y.dtype)
+    def gather(self, products: np.ndarray, first: int, rows: int, scratch: np.ndarray, y: np.ndarray) -> None:
+        """Transform products to the outputs of so many rows of tiles."""
         _gather(products, self.rows, self.columns, first, rows, scratch, y.reshape(-1), *y.shape[1:])
 
 
@@ -175,24 +184,24 @@ def _outputs(a, b, c, d, e, f):
 def _spread(x, images, height, width, features, taps, padding, rows, columns, first, scratch, out):
     """Transform the inputs (taps = 6) or errors (4) of rows of tiles; there are zeros around and after the images."""
     step, wide, line = lanes(x), width * features, (4 * columns + 2) * features
-    apart, length = out.strides[0] // out.itemsize, out.shape[1] * features
+    apart = out.strides[0] // out.itemsize
     start = padding * features
-    scratch[:] = 0
+    scratch[: 6 * line] = 0
     for row in range(out.shape[1] // columns):
         image, i = divmod(first + row, rows)
         begin = (image * height + 4 * i - padding) * wide
-        above = padding - 4 * i  # of the lines, the first this many are outside of the image
-        below = height + above if image < images else 0
+        above = padding - 4 * i  # of the six lines, those before this one are outside of the image,
+        below = height + above if image < images else 0  # and so are those from this one on
         place = 0
         while place < wide:
             at = min(place, wide - step)
-            a = load(x, begin + at) if 0 >= above and 0 < below else zeros(x)
-            b = load(x, begin + wide + at) if 1 >= above and 1 < below else zeros(x)
-            c = load(x, begin + 2 * wide + at) if 2 >= above and 2 < below else zeros(x)
-            d = load(x, begin + 3 * wide + at) if 3 >= above and 3 < below else zeros(x)
+            a = load(x, begin + at) if above <= 0 < below else zeros(x)
+            b = load(x, begin + wide + at) if above <= 1 < below else zeros(x)
+            c = load(x, begin + 2 * wide + at) if above <= 2 < below else zeros(x)
+            d = load(x, begin + 3 * wide + at) if above <= 3 < below else zeros(x)
             if taps == 6:
-                e = load(x, begin + 4 * wide + at) if 4 >= above and 4 < below else zeros(x)
-                f = load(x, begin + 5 * wide + at) if 5 >= above and 5 < below else zeros(x)
+                e = load(x, begin + 4 * wide + at) if above <= 4 < below else zeros(x)
+                f = load(x, begin + 5 * wide + at) if above <= 5 < below else zeros(x)
                 a, b, c, d, e, f = _inputs(a, b, c, d, e, f)
             else:
                 a, b, c, d, e, f = _errors(a, b, c, d)
