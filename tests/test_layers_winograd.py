@@ -103,6 +103,14 @@ def test_bits_do_not_depend_on_threads(monkeypatch, dtype):
     assert close(sum(halves), results[0][1], 1e-4 if dtype == np.float32 else 1e-13)
 
 
+def test_precisions_may_differ():
+    x, kernel, delta = case(3, 1, 1, (5, 6), n_in=8, n_out=9)
+    expected = functions(reference_images, x.astype(np.float32), kernel, delta, 1, 1)
+    for ours, theirs in zip(functions(cpu_winograd, x.astype(np.float32), kernel, delta, 1, 1), expected, strict=True):
+        assert close(ours, theirs, 1e-14)
+        assert not close(ours.astype(np.float32).astype(float), theirs, 1e-14)
+
+
 def test_no_images_and_views():
     x, kernel, delta = case(3, 1, 1, (4, 5), batch=0, n_in=8, n_out=9)
     y, gradient, dx = functions(cpu_winograd, x, kernel, delta, 1, 1)

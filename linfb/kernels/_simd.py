@@ -12,11 +12,13 @@ from typing import Any
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, models, overload, register_model
+from numba.extending import intrinsic as numba_intrinsic
+from numba.extending import models, overload, register_model
 
 __all__ = ["BYTES", "lanes", "load", "store", "zeros"]
 
 BYTES = 32
+intrinsic: Any = numba_intrinsic  # what it makes is called with one argument fewer than it is written with
 
 
 class Vector(types.Type):

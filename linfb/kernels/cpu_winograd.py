@@ -63,8 +63,8 @@ def convolve_pull(delta: Any, kernel: Any, shape: tuple[int, int], stride: int, 
 
 def convolve_grad(x: Any, delta: Any, size: tuple[int, int], stride: int, padding: int) -> Any:
     """Return the gradient of the kernel, shape (out, 3, 3, in): threads share products, tiles are added in order."""
-    x, delta = np.ascontiguousarray(x), np.ascontiguousarray(delta)
     dtype, tiles = np.result_type(x, delta), _Tiles(delta.shape[1:3])
+    x, delta = np.ascontiguousarray(x, dtype), np.ascontiguousarray(delta, dtype)
     n_out, n_in = delta.shape[3], x.shape[3]
     lines = len(x) * tiles.rows
     step = max(1, -(-lines // max(1, 36 * (n_in + n_out) * tiles.columns * lines // SUMMED)))
@@ -73,10 +73,8 @@ def convolve_grad(x: Any, delta: Any, size: tuple[int, int], stride: int, paddin
     for first in range(0, lines, step):
 
         def spread(start: int, stop: int, first: int = first) -> None:
-            part, scratch = (
-                slice(start * tiles.columns, stop * tiles.columns),
-                tiles.scratch(max(n_in, n_out), 0, dtype),
-            )
+            part = slice(start * tiles.columns, stop * tiles.columns)
+            scratch = tiles.scratch(max(n_in, n_out), 0, dtype)
             tiles.spread(delta, 4, 0, first + start, scratch, left[:, part])
             tiles.spread(x, 6, padding, first + start, scratch, right[:, part])
 
@@ -105,8 +103,8 @@ def _spread_kernel(kernel: Any, turned: bool) -> np.ndarray:
 
 def _correlate(x: np.ndarray, matrices: np.ndarray, places: tuple[int, int], padding: int) -> np.ndarray:
     """Return the products of all tiles of images with matrices (36, in, out), gathered to outputs."""
-    x, tiles = np.ascontiguousarray(x), _Tiles(places)
-    dtype, features = np.result_type(x, matrices), matrices.shape[2]
+    dtype, features, tiles = np.result_type(x, matrices), matrices.shape[2], _Tiles(places)
+    x = np.ascontiguousarray(x, dtype)
     result = empty((len(x), *places, features), dtype)
     images = max(1, TILES // (tiles.rows * tiles.columns))
     step = -(-images * tiles.rows // -(-images * tiles.rows * tiles.columns // TILES))
