@@ -34,6 +34,12 @@ class BatchNormCache(NamedTuple):
     variance: Any
 
 
+def enough_rows(x: Any) -> None:
+    """Raise a ValueError if a batch has no variance."""
+    if math.prod(x.shape[:-1]) < 2:
+        raise ValueError(f"batch normalisation needs at least 2 rows in training, got x of shape {x.shape}")
+
+
 @dataclass(frozen=True)
 class BatchNorm(Layer):
     r"""Centre and scale each feature over batch and positions, then apply a learned gain and shift.
@@ -97,8 +103,7 @@ class BatchNorm(Layer):
         self, weights: dict[str, Any], x: Float[Any, "*rows features"]
     ) -> tuple[Float[Any, "*rows features"], BatchNormCache]:
         """Return the output under the batch's own moments, and what the way back needs."""
-        if math.prod(x.shape[:-1]) < 2:
-            raise ValueError(f"batch normalisation needs at least 2 rows in training, got x of shape {x.shape}")
+        enough_rows(x)
         y, *cache = suited("norms", x).batch_norm(x, weights["gain"], weights["shift"], self.epsilon)
         return y, BatchNormCache(*cache)
 
