@@ -135,9 +135,9 @@ def feature_sums(delta: Any) -> Any:
     return _cast(_total("sums", rows, None), delta)
 
 
-def feature_variances(x: Any) -> Any:
+def feature_variances(x: Any, leading: int = 0) -> Any:
     """Return the variance of every feature over all rows."""
-    return namespace(x).var(x, axis=tuple(range(x.ndim - 1)))
+    return namespace(x).var(x, axis=tuple(range(leading, x.ndim - 1)))
 
 
 def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
