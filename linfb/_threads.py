@@ -22,12 +22,13 @@ from linfb._checks import integer
 from linfb._workspace import empty, workspace
 from linfb.backend import reshape, transpose
 
-__all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
+__all__ = ["columns", "for_slices", "products", "rows", "sliced", "threads"]
 
 ROWS = 64
 COLUMNS = 64
 TALL = 32
 SUMS = 8
+WORK = 1 << 19
 
 
 class _Helper:
@@ -137,9 +138,13 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
 
 
 def rows(x: Any, matrix: Any) -> Any:
-    """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows."""
+    """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows.
+
+    Of an ensemble, matrices have a leading run axis, and x has it too unless it is (row, feature), the same for all.
+    """
     if matrix.ndim != 2:
-        return x @ matrix
+        y = products(_merged(x), matrix)
+        return y if x.ndim <= 3 else reshape(y, *x.shape[:-1], matrix.shape[-1])
     flat = x if x.ndim <= 2 else reshape(x, -1, x.shape[-1])
     if not sliced(x, matrix):
         return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
@@ -160,8 +165,28 @@ def rows(x: Any, matrix: Any) -> Any:
     return result.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def columns(delta: Any, x: Any) -> Any:
-    """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features)."""
+def products(a: Any, b: Any) -> Any:
+    """Return ``a @ b``; matrices (run, ..., ...) in slices of runs."""
+    if not (a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] and sliced(a, b)):
+        return a @ b
+    result = empty((*a.shape[:2], b.shape[2]), np.result_type(a, b))
+    each = max(1, a.shape[1] * a.shape[2] * b.shape[2])
+    for_slices(lambda i, j: np.matmul(a[i:j], b[i:j], out=result[i:j]), len(a), max(1, WORK // each))
+    return result
+
+
+def _merged(x: Any) -> Any:
+    """Return x (run, ..., feature) with all rows of a run on one axis."""
+    return x if x.ndim <= 3 else reshape(x, x.shape[0], -1, x.shape[-1])
+
+
+def columns(delta: Any, x: Any, leading: int = 0) -> Any:
+    """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features).
+
+    Of an ensemble, `leading` is 1 and a run axis comes before the rows (of the one that is (row, feature), before none).
+    """
+    if leading:
+        return products(transpose(_merged(delta)), _merged(x))
     left, right = reshape(delta, -1, delta.shape[-1]), reshape(x, -1, x.shape[-1])
     if not sliced(left, right):
         return transpose(left) @ right

@@ -160,6 +160,10 @@ class Key:
         state = int.from_bytes(_digest("key", self.seed, *self.names)[:8], "little")
         return suited("random", like).uniform(state, shape, like)
 
+    def normal_like(self, array: Any) -> Any:
+        """Return independent standard normal numbers, an array like `array`."""
+        return self.normal(array.shape, array)
+
     def normal(self, shape: tuple[int, ...], like: Any) -> Any:
         """Return independent standard normal numbers, by the transform of Box and Muller."""
         xp = namespace(like)

@@ -106,7 +106,7 @@ def backward(
     Backward
     """
     kernels, ways = model.kernels, pathways(model, rule)
-    samples, last = math.prod(delta.shape[:-1]), len(kernels) - 1
+    samples, last = math.prod(delta.shape[model.leading : -1]), len(kernels) - 1
     error = delta
     gradients: list[Any] = [None] * len(model.layers)
     moves: list[Channel | None] = [None] * len(kernels)

@@ -33,6 +33,8 @@ class Model:
         Kernel layers (dense, convolution, embedding) and others between and after them.
     shape : tuple of int, optional
         Shape of one input sample; None takes a vector as wide as the first kernel layer's input.
+    leading : int
+        Number of axes before the batch: 0, or 1 for networks side by side (:mod:`linfb.engine.layers.runs`).
 
     Attributes
     ----------
@@ -55,6 +57,7 @@ class Model:
 
     layers: tuple[Any, ...]
     shape: tuple[int, ...] = ()
+    leading: int = field(default=0, repr=False)
     shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -402,7 +402,10 @@ def transport(
     mirror_view = seeing if rule.mirror.transports_weights else blind
     carried = rule.mirror.carry(mirror_view)
     if not (isinstance(channel.gain, float) and channel.gain == 1.0):
-        carried = channel.gain * carried
+        gain = channel.gain
+        if not isinstance(gain, float) and carried.ndim > 3:  # one per run, shape (run, 1, 1)
+            gain = reshape(gain, -1, *(1,) * (carried.ndim - 1))
+        carried = gain * carried
     moves = Channel(
         P=rule.reader.gradient(reader_view) if rule.reader.learns else None,
         Q=rule.mirror.gradient(mirror_view) if rule.mirror.learns else None,

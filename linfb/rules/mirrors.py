@@ -120,7 +120,7 @@ class Sign(Mirror):
             return signs
         if self.magnitude == "fixed":
             return signs * channel.Q
-        return signs * xp.abs(_needed(key, "magnitude='random'").normal(perfect.shape, perfect))
+        return signs * xp.abs(_needed(key, "magnitude='random'").normal_like(perfect))
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +232,7 @@ class KolenPollack(Mirror):
         P, found = view.channel.filters, view.gradient
         if found is not None and P is None:
             return found
-        if found is not None and math.prod(view.delta.shape[:-1]) > view.delta.shape[-1]:
+        if found is not None and math.prod(view.delta.shape[P.ndim - 2 : -1]) > view.delta.shape[-1]:
             return view.layer.compose(P, found)
         return view.layer.grad(view.channel.Q, view.cache, view.z)
 
@@ -291,7 +291,7 @@ class WeightMirror(Mirror):
         if self.probes is None:
             return units
         mixture = _needed(view.key, "probes").normal((self.probes, units.shape[0]), units) / self.probes**0.5
-        return reshape(mixture @ reshape(units, units.shape[0], -1), self.probes, *units.shape[1:])
+        return reshape(mixture @ reshape(units, units.shape[0], -1), *mixture.shape[:-1], *units.shape[1:])
 
 
 @dataclass(frozen=True)

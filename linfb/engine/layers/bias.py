@@ -56,7 +56,7 @@ class Bias(Layer):
         self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]
     ) -> Float[Any, " features"]:
         """Return the gradient of the offset, summed over all rows."""
-        return suited("norms", delta).feature_sums(delta)
+        return suited("norms", delta).feature_sums(delta, weights.ndim - 1)
 
     def pull(
         self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]

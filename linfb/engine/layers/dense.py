@@ -66,7 +66,7 @@ class Dense(Kernel):
         self, kernel: Float[Any, "*run out in"], cache: Float[Any, "*batch in"], delta: Float[Any, "*rows out"]
     ) -> Float[Any, "*any out in"]:
         """Return the gradient of a kernel, summed over all rows: error times input, the same under every rule."""
-        return columns(delta, cache) if kernel.ndim == 2 else transpose(delta) @ cache
+        return columns(delta, cache, kernel.ndim - 2)
 
     def pull(
         self, kernel: Float[Any, "*run out in"], cache: Any, delta: Float[Any, "*rows out"]

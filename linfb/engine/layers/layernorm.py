@@ -74,7 +74,7 @@ class LayerNorm(Layer):
         self, weights: dict[str, Any], cache: tuple[Any, Any], delta: Float[Any, "*rows features"]
     ) -> dict[str, Float[Any, " features"]]:
         """Return the gradients of gain and shift, summed over all rows."""
-        gain, shift = suited("norms", delta).norm_grad(delta, cache[0])
+        gain, shift = suited("norms", delta).norm_grad(delta, cache[0], weights["gain"].ndim - 1)
         return {"gain": gain, "shift": shift}
 
     def pull(
