@@ -183,7 +183,7 @@ def _merged(x: Any) -> Any:
 def columns(delta: Any, x: Any, leading: int = 0) -> Any:
     """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features).
 
-    Of an ensemble, `leading` is 1 and a run axis comes before the rows (of the one that is (row, feature), before none).
+    Of an ensemble, `leading` is 1: a run axis comes first, in `x` only if there are more axes than (row, feature).
     """
     if leading:
         return products(transpose(_merged(delta)), _merged(x))

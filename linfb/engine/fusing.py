@@ -8,7 +8,7 @@ tuple as it was is the oracle (``tests/test_fusing.py``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from linfb.engine.layers import Bias, ReLU
 from linfb.engine.layers.base import Layer
@@ -40,6 +40,8 @@ class Group(Layer):
 class BiasReLU(Group):
     """An offset and a rectifier; keeps its output for the way back."""
 
+    ensemble: ClassVar[bool] = True
+
     def forward(self, weights: Any, x: Any) -> tuple[Any, Any]:
         """Return the output, twice."""
         y = cpu_norms.shifted_relu(x, weights)
@@ -47,7 +49,7 @@ class BiasReLU(Group):
 
     def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
         """Return the gradient of the offset and the error at the input."""
-        return cpu_norms.shifted_relu_pull(delta, cache)
+        return cpu_norms.shifted_relu_pull(delta, cache, weights.ndim - 1)
 
 
 GROUPS: tuple[tuple[tuple[type, ...], type[Group]], ...] = (((Bias, ReLU), BiasReLU),)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from linfb.backend import Key, stream
+from linfb.backend import Key, Keys, stream
 
 __all__ = ["Model", "evaluate", "forward", "initial_buffers", "initial_weights", "is_kernel", "is_mark"]
 
@@ -136,7 +136,7 @@ def _through(model: Model, x: Any, apply: Callable[[int, Any, Any], Any]) -> Any
     return x
 
 
-def forward(model: Model, weights: Sequence[Any], x: Any, key: Key | None = None) -> tuple[Any, tuple[Any, ...]]:
+def forward(model: Model, weights: Sequence[Any], x: Any, key: Key | Keys | None = None) -> tuple[Any, tuple[Any, ...]]:
     """Return the outputs in training mode and the cache of every layer.
 
     Parameters

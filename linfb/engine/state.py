@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from linfb.backend import Key
+from linfb.backend import Key, Keys
 from linfb.engine.backward import backward, pathways
 from linfb.engine.models import Model, forward, initial_buffers, initial_weights
 from linfb.engine.optimisers import Optimizers, clipped
@@ -91,7 +91,7 @@ def step(
     number: int,
     factor: float = 1.0,
     error_clip: float | None = None,
-    key: Key | None = None,
+    key: Key | Keys | None = None,
 ) -> tuple[State, Any, Any]:
     """Take one training step: forward, backward, update.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -75,6 +75,7 @@ class BatchNorm(Layer):
     n_features: int
     epsilon: float = 1e-5
     momentum: float = 0.1
+    ensemble: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("n_features", self.n_features, at_least=1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 
@@ -40,6 +40,8 @@ class Dense(Kernel):
     n_in: int
     n_out: int
     blocks: int = 1
+
+    ensemble: ClassVar[bool] = True
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:

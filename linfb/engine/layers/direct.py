@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from linfb._threads import columns, rows
 from linfb.backend import reshape, transpose
@@ -32,6 +32,8 @@ class Direct(Kernel):
 
     n_error: int
     shape: tuple[int, ...]
+
+    ensemble: ClassVar[bool] = True
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:

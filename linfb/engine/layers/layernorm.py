@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -50,6 +50,7 @@ class LayerNorm(Layer):
 
     n_features: int
     epsilon: float = 1e-5
+    ensemble: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("n_features", self.n_features, at_least=1)

@@ -23,8 +23,7 @@ def last_axis(layer: Any, shape: tuple[int, ...], n_features: int) -> tuple[int,
 
 
 def per_run(weights: Any, x: Any) -> Any:
-    """Return weights (features,) as they are; those of an ensemble, (run, features), to go with x (run, ..., features).
-    """
+    """Return weights (features,) as they are; those of an ensemble, (run, features), so that each meets its rows."""
     if weights.ndim == 1:
         return weights
     return reshape(weights, weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
