@@ -94,15 +94,14 @@ def norm_grad(delta: Any, normalised: Any, leading: int = 0) -> tuple[Any, Any]:
 def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any, Any, Any]:
     """Normalise every feature over all rows, then apply gain and shift."""
     if gain.ndim == 2:
-        y, moments = empty(x.shape, x.dtype), tuple(_for_runs(x) for _ in range(3))
-        into, settings = _runs(y), (gain, shift)
+        y, inverse, mean, variance = empty(x.shape, x.dtype), *(_for_runs(x) for _ in range(3))
+        others = (gain, shift, _runs(y), inverse, mean, variance)
 
         def several(a: int, b: int, x: np.ndarray, out: np.ndarray) -> None:
-            some = (array[a:b] for array in (*settings, into, *moments))
-            _batch_norm_runs(x, out, epsilon, *some)
+            _batch_norm_runs(x, out, epsilon, *(array[a:b] for array in others))
 
         normalised = _of_runs(several, x)
-        return y, normalised, *moments
+        return y, normalised, inverse, mean, variance
     rows = _rows(x)
     mean, variance = _mean_variance(rows)
     inverse = 1 / np.sqrt(variance + epsilon)

@@ -23,6 +23,7 @@ __all__ = ["adam", "amsgrad", "muon", "orthogonalised", "rmsprop", "sgd"]
 
 SLICE = 1 << 18
 RUNS = 1 << 16
+_unpacked: Any = to_fixed_tuple
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -45,7 +46,7 @@ def sgd(
 @_compiled
 def _sgd(value, gradient, velocity, numbers):
     for r in range(value.shape[0]):
-        rate, momentum, lookahead, coupled, keep = to_fixed_tuple(numbers[r], 5)
+        rate, momentum, lookahead, coupled, keep = _unpacked(numbers[r], 5)
         for i in range(value.shape[1]):
             g = gradient[r, i] + coupled * value[r, i]
             if velocity is not None:
@@ -78,7 +79,7 @@ def rmsprop(
 @_compiled
 def _rmsprop(value, gradient, second, mean, velocity, numbers):
     for r in range(value.shape[0]):
-        rate, old, new, epsilon, momentum, coupled, keep = to_fixed_tuple(numbers[r], 7)
+        rate, old, new, epsilon, momentum, coupled, keep = _unpacked(numbers[r], 7)
         for i in range(value.shape[1]):
             g = gradient[r, i] + coupled * value[r, i]
             s = old * second[r, i] + new * g * g
@@ -116,7 +117,7 @@ def adam(
 @_compiled
 def _adam(value, gradient, first, second, numbers):
     for r in range(value.shape[0]):
-        rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale = to_fixed_tuple(numbers[r], 9)
+        rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale = _unpacked(numbers[r], 9)
         for i in range(value.shape[1]):
             g = gradient[r, i] + coupled * value[r, i]
             m = keep1 * first[r, i] + new1 * g
@@ -149,7 +150,7 @@ def amsgrad(
 @_compiled
 def _amsgrad(value, gradient, first, second, largest, numbers):
     for r in range(value.shape[0]):
-        rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale = to_fixed_tuple(numbers[r], 9)
+        rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale = _unpacked(numbers[r], 9)
         for i in range(value.shape[1]):
             g = gradient[r, i] + coupled * value[r, i]
             m = keep1 * first[r, i] + new1 * g
@@ -186,7 +187,7 @@ def muon(
 @_compiled
 def _averaged(value, gradient, average, direction, numbers):
     for r in range(value.shape[0]):
-        old, new, lookahead, here, coupled = to_fixed_tuple(numbers[r], 5)
+        old, new, lookahead, here, coupled = _unpacked(numbers[r], 5)
         for i in range(value.shape[1]):
             g = gradient[r, i] + coupled * value[r, i]
             a = old * average[r, i] + new * g

@@ -144,7 +144,7 @@ def stacked(channels: Sequence[Channel], place: Callable[[np.ndarray], Any]) -> 
     """
     gains = [channel.gain for channel in channels]
     gain = 1.0 if set(gains) == {1.0} else place(np.reshape(gains, (-1, 1, 1)).astype(float))
-    blanks = {"P": np.zeros, "Q": np.zeros, "M": lambda shape, dtype: np.eye(shape[0], dtype=dtype)}
+    blanks: dict[str, Any] = {"P": np.zeros, "Q": np.zeros, "M": lambda shape, dtype: np.eye(shape[0], dtype=dtype)}
     joined = {name: padded([getattr(one, name) for one in channels], blank) for name, blank in blanks.items()}
     return Channel(gain=gain, **{name: None if array is None else place(array) for name, array in joined.items()})
 
