@@ -177,7 +177,7 @@ def _restarted_runs(mirror: Any, layer: Any, channel: Channel, weights: Any, num
     xp, single = namespace(weights), layer.layer if isinstance(layer, Runs) else layer
     fresh = []
     for r in range(weights.shape[0]):
-        own = Channel(channel.P[r, ...], channel.Q[r, ...])
+        own = Channel(*(None if array is None else array[r, ...] for array in (channel.P, channel.Q)))
         if bool(xp.all(xp.isfinite(weights[r, ...]))):
             own = mirror.restarted(single, own, weights[r, ...], number)
         if own is None:

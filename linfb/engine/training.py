@@ -286,11 +286,11 @@ def _checked(data: Any, model: Any, rule: Any, batch_size: Any, dtype: str) -> A
 
 
 def trained(
-    runs: Sequence[Run], epochs: int, progress: bool, folder: Any, seconds: float, *, together: bool
+    runs: Sequence[Run], epochs: int, progress: bool, folder: Any, seconds: float, *, together: bool, begin: bool = True
 ) -> tuple[list[Any], list[str | None], bool]:
     """Train runs side by side, or one alone; return a result for each, why some ended early, and if all were cut short.
 
-    Under the user's interrupt results are what was computed before.
+    Under the user's interrupt results are what was computed before; without `begin` they are empty.
     """
     if folder is not None:
         path("checkpoint", folder)
@@ -309,7 +309,7 @@ def trained(
     parts = {part: placed(runs[0], part) for part in ("train", "validation")}
     steps = parts["train"][0].shape[0] // runs[0].batch_size
     try:
-        if any(record.error is None for record in records):
+        if begin and any(record.error is None for record in records):
             now = begun(records, states, step, together)
             del states
             _advanced(now, records, parts, steps, epochs, progress, folder, seconds)
