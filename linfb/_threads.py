@@ -28,7 +28,7 @@ ROWS = 64
 COLUMNS = 64
 TALL = 32
 SUMS = 8
-WORK = 1 << 19
+WORK = 1 << 21
 
 
 class _Helper:

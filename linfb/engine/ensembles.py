@@ -38,9 +38,15 @@ class Member:
         As for :func:`linfb.engine.train`.
     """
 
-    rule: Rule
+    rule: Any
     optimizer: Any
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.rule, Rule):
+            raise TypeError(f"rule must be a linfb.rules.Rule, for example low_rank(4), got {self.rule!r}")
+        optimisers_of(self.optimizer)
+        integer("seed", self.seed, at_least=0)
 
 
 def grid(
@@ -190,8 +196,6 @@ def _checked(members: Any) -> list[Member]:
     for member in found:
         if not isinstance(member, Member):
             raise TypeError(f"members must hold linfb.engine.Member objects, got {member!r}")
-        if not isinstance(member.rule, Rule):
-            raise TypeError(f"rule of a member must be a linfb.rules.Rule, got {member.rule!r}")
     return found
 
 

@@ -120,7 +120,7 @@ class BatchNorm(Layer):
 
     def grad(
         self, weights: dict[str, Any], cache: BatchNormCache, delta: Float[Any, "*rows features"]
-    ) -> dict[str, Float[Any, " features"]]:
+    ) -> dict[str, Float[Any, "*run features"]]:
         """Return the gradients of gain and shift, summed over all rows."""
         gain, shift = suited("norms", delta).norm_grad(delta, cache.normalised, weights["gain"].ndim - 1)
         return {"gain": gain, "shift": shift}

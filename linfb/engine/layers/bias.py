@@ -48,19 +48,19 @@ class Bias(Layer):
         return np.zeros(self.n_features)
 
     def forward(
-        self, weights: Float[Any, " features"], x: Float[Any, "*rows features"]
+        self, weights: Float[Any, "*run features"], x: Float[Any, "*rows features"]
     ) -> tuple[Float[Any, "*rows features"], None]:
         """Return the output; nothing has to be kept."""
         return suited("norms", x).shifted(x, weights), None
 
     def grad(
-        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]
-    ) -> Float[Any, " features"]:
+        self, weights: Float[Any, "*run features"], cache: None, delta: Float[Any, "*rows features"]
+    ) -> Float[Any, "*run features"]:
         """Return the gradient of the offset, summed over all rows."""
         return suited("norms", delta).feature_sums(delta, weights.ndim - 1)
 
     def pull(
-        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]
+        self, weights: Float[Any, "*run features"], cache: None, delta: Float[Any, "*rows features"]
     ) -> Float[Any, "*rows features"]:
         """Return the error at the input, which is that at the output."""
         return delta

@@ -73,7 +73,7 @@ class LayerNorm(Layer):
 
     def grad(
         self, weights: dict[str, Any], cache: tuple[Any, Any], delta: Float[Any, "*rows features"]
-    ) -> dict[str, Float[Any, " features"]]:
+    ) -> dict[str, Float[Any, "*run features"]]:
         """Return the gradients of gain and shift, summed over all rows."""
         gain, shift = suited("norms", delta).norm_grad(delta, cache[0], weights["gain"].ndim - 1)
         return {"gain": gain, "shift": shift}
