@@ -22,13 +22,14 @@ from linfb._checks import integer
 from linfb._workspace import empty, workspace
 from linfb.backend import reshape, transpose
 
-__all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
+__all__ = ["columns", "for_slices", "products", "rows", "sliced", "threads"]
 
 ROWS = 64  # of a product
 COLUMNS = 128  # of one summed over rows
 TALL = 32  # as many rows for each of the features are summed in parts,
 SUMS = 8  # at most so many
 SMALL = 1 << 20  # multiplications that are not worth a thread
+WORK = 1 << 21  # multiplications of a slice of runs
 
 
 class _Helper:
@@ -144,9 +145,13 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
 
 
 def rows(x: Any, matrix: Any) -> Any:
-    """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows."""
+    """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows.
+
+    Of an ensemble, matrices have a leading run axis, and x has it too unless it is (row, feature), the same for all.
+    """
     if matrix.ndim != 2:
-        return x @ matrix
+        y = products(_merged(x), matrix)
+        return y if x.ndim <= 3 else reshape(y, *x.shape[:-1], matrix.shape[-1])
     flat = x if x.ndim <= 2 else reshape(x, -1, x.shape[-1])
     if not sliced(x, matrix):
         return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
@@ -167,8 +172,28 @@ def rows(x: Any, matrix: Any) -> Any:
     return result.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def columns(delta: Any, x: Any) -> Any:
-    """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features)."""
+def products(a: Any, b: Any) -> Any:
+    """Return ``a @ b``; matrices (run, ..., ...) in slices of runs."""
+    if not (a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] and sliced(a, b)):
+        return a @ b
+    result = empty((*a.shape[:2], b.shape[2]), np.result_type(a, b))
+    each = max(1, a.shape[1] * a.shape[2] * b.shape[2])
+    for_slices(lambda i, j: np.matmul(a[i:j], b[i:j], out=result[i:j]), len(a), max(1, WORK // each))
+    return result
+
+
+def _merged(x: Any) -> Any:
+    """Return x (run, ..., feature) with all rows of a run on one axis."""
+    return x if x.ndim <= 3 else reshape(x, x.shape[0], -1, x.shape[-1])
+
+
+def columns(delta: Any, x: Any, leading: int = 0) -> Any:
+    """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features).
+
+    Of an ensemble, `leading` is 1: a run axis comes first, in `x` only if there are more axes than (row, feature).
+    """
+    if leading:
+        return products(transpose(_merged(delta)), _merged(x))
     left, right = reshape(delta, -1, delta.shape[-1]), reshape(x, -1, x.shape[-1])
     if not sliced(left, right):
         return transpose(left) @ right

@@ -16,7 +16,7 @@ import numpy as np
 
 from linfb._live import Live, live
 
-__all__ = ["Key", "device_namespace", "namespace", "reshape", "stream", "to_numpy", "transpose"]
+__all__ = ["Key", "Keys", "device_namespace", "namespace", "reshape", "stream", "to_numpy", "transpose"]
 
 Array = Any
 """An array of any library that follows the array-API standard (NumPy, CuPy)."""
@@ -167,11 +167,44 @@ class Key:
 
         return suited("random", like).uniform(live(_state, "key", self.seed, *self.names), shape, like)
 
+    def normal_like(self, array: Any) -> Any:
+        """Return independent standard normal numbers, an array like `array`."""
+        return self.normal(array.shape, array)
+
     def normal(self, shape: tuple[int, ...], like: Any) -> Any:
         """Return independent standard normal numbers, by the transform of Box and Muller."""
         xp = namespace(like)
         radius = xp.sqrt(-2 * xp.log1p(-self.at("radius").uniform(shape, like)))
         return radius * xp.cos(2 * np.pi * self.at("angle").uniform(shape, like))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The places of several runs: what is drawn has a leading run axis, and each run draws what it would draw alone.
+
+    Parameters
+    ----------
+    keys : tuple of Key
+        One per run.
+    """
+
+    keys: tuple[Key, ...]
+
+    def at(self, *names: str | int) -> Keys:
+        """Return the places of these names below these ones."""
+        return Keys(tuple(key.at(*names) for key in self.keys))
+
+    def uniform(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return independent uniform numbers in [0, 1), shape (run, *shape)."""
+        return namespace(like).stack([key.uniform(shape, like) for key in self.keys])
+
+    def normal(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return independent standard normal numbers, shape (run, *shape)."""
+        return namespace(like).stack([key.normal(shape, like) for key in self.keys])
+
+    def normal_like(self, array: Any) -> Any:
+        """Return independent standard normal numbers, an array like `array`, whose first axis is that of runs."""
+        return self.normal(array.shape[1:], array)
 
 
 def reshape(array: Array, *shape: int) -> Array:

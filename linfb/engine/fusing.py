@@ -19,7 +19,7 @@ from linfb.engine.layers.branches import Passed
 from linfb.engine.models import Model
 from linfb.kernels import cpu_fused
 
-__all__ = ["fused"]
+__all__ = ["apart", "fused"]
 
 
 @dataclass(frozen=True)
@@ -190,4 +190,13 @@ def fused(model: Model) -> Model:
                 place += len(kinds) - 1
                 break
         place += 1
+    return Model(tuple(layers), model.shape)
+
+
+def apart(model: Model) -> Model:
+    """Return a model whose groups are single layers again where each of these does several networks side by side."""
+    layers = list(model.layers)
+    for i, group in enumerate(model.layers):
+        if isinstance(group, Group) and all(getattr(layer, "ensemble", False) for layer in group.layers):
+            layers[i : i + len(group.layers)] = group.layers
     return Model(tuple(layers), model.shape)

@@ -2,7 +2,7 @@
 
 Twins of :mod:`linfb.kernels.reference_norms`, where they are explained. Sums over rows are taken in the precision
 of the array over `BLOCK` rows and in double precision over blocks, slice by slice of a fixed number of rows and then in
-the order of the slices, whatever the number of threads.
+the order of the slices, whatever the number of threads. Of an ensemble, a slice is some runs with all their rows.
 """
 
 from __future__ import annotations
@@ -23,30 +23,45 @@ __all__ = [
 
 SLICE = 1 << 16
 BLOCK = 8
+RUNS = 1 << 14
 _OPTIONS: Any = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 
 def shifted(x: Any, offset: Any) -> Any:
     """Return x plus an offset of its features."""
+    if offset.ndim == 2:
+        return _of_runs(lambda a, b, x, out: np.add(x, offset[a:b, None], out=out), x)
     rows, out = rows_of(x), empty(x.shape, x.dtype)
     into = out.reshape(rows.shape)
     sliced(rows, lambda first, last: np.add(rows[first:last], offset, out=into[first:last]))
     return out
 
 
-def feature_sums(delta: Any) -> Any:
+def feature_sums(delta: Any, leading: int = 0) -> Any:
     """Return the sums over all rows."""
+    if leading:
+        sums = _for_runs(delta)
+        _over_runs(lambda a, b, delta: _sums_runs(delta, sums[a:b]), delta)
+        return sums
     rows = rows_of(delta)
     return summed(rows, lambda first, last: _sums(rows[first:last])).astype(delta.dtype)
 
 
-def feature_variances(x: Any) -> Any:
+def feature_variances(x: Any, leading: int = 0) -> Any:
     """Return the variance of every feature over all rows."""
+    if leading:
+        variances = _for_runs(x)
+        _over_runs(lambda a, b, x: _variances_runs(x, variances[a:b]), x)
+        return variances
     return mean_variance(rows_of(x))[1].astype(x.dtype)
 
 
-def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
+def norm_grad(delta: Any, normalised: Any, leading: int = 0) -> tuple[Any, Any]:
     """Return the gradients of gain and shift."""
+    if leading:
+        gain, shift, scaled = _for_runs(delta), _for_runs(delta), _runs(normalised)
+        _over_runs(lambda a, b, delta: _products_runs(delta, scaled[a:b], gain[a:b], shift[a:b]), delta)
+        return gain, shift
     left, right = rows_of(delta), rows_of(normalised)
     products, sums = summed(left, lambda first, last: _products(left[first:last], right[first:last]))
     return products.astype(delta.dtype), sums.astype(delta.dtype)
@@ -54,6 +69,15 @@ def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
 
 def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any, Any, Any]:
     """Normalise every feature over all rows, then apply gain and shift."""
+    if gain.ndim == 2:
+        y, inverse, mean, variance = empty(x.shape, x.dtype), *(_for_runs(x) for _ in range(3))
+        others = (gain, shift, _runs(y), inverse, mean, variance)
+
+        def several(a: int, b: int, x: np.ndarray, out: np.ndarray) -> None:
+            _batch_norm_runs(x, out, epsilon, *(array[a:b] for array in others))
+
+        normalised = _of_runs(several, x)
+        return y, normalised, inverse, mean, variance
     rows = rows_of(x)
     mean, variance = mean_variance(rows)
     inverse = 1 / np.sqrt(variance + epsilon)
@@ -78,6 +102,11 @@ def mean_variance(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
     """Return the error at the input of :func:`batch_norm`."""
+    if gain.ndim == 2:
+        others = (_runs(normalised), gain * inverse_deviation)
+        return _of_runs(
+            lambda a, b, delta, out: _batch_norm_pull_runs(delta, *(array[a:b] for array in others), out), delta
+        )
     rows, scaled = rows_of(delta), rows_of(normalised)
     slope, mean = (gradient / rows.dtype.type(len(rows)) for gradient in norm_grad(rows, scaled))
     scale, out = gain * inverse_deviation, empty(rows.shape, rows.dtype)
@@ -91,6 +120,13 @@ def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: A
 
 def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any]:
     """Normalise every row over its features, then apply gain and shift."""
+    if gain.ndim == 2:
+        y, deviations = empty(x.shape, x.dtype), empty((*x.shape[:-1], 1), x.dtype)
+        others = (_runs(y), deviations.reshape(len(x), -1), gain, shift)
+        normalised = _of_runs(
+            lambda a, b, x, out: _layer_norm_runs(x, out, x.dtype.type(epsilon), *(array[a:b] for array in others)), x
+        )
+        return y, normalised, deviations
     rows = rows_of(x)
     y, normalised, inverse = empty(rows.shape, rows.dtype), empty(rows.shape, rows.dtype), empty(len(rows), rows.dtype)
     added = rows.dtype.type(epsilon)
@@ -106,6 +142,11 @@ def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
 
 def layer_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
     """Return the error at the input of :func:`layer_norm`."""
+    if gain.ndim == 2:
+        others = (_runs(normalised), inverse_deviation.reshape(len(delta), -1), gain)
+        return _of_runs(
+            lambda a, b, delta, out: _layer_norm_pull_runs(delta, *(array[a:b] for array in others), out), delta
+        )
     rows, scaled, inverse = rows_of(delta), rows_of(normalised), inverse_deviation.reshape(-1)
     out = empty(rows.shape, rows.dtype)
 
@@ -119,6 +160,30 @@ def layer_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: A
 def rows_of(x: np.ndarray) -> np.ndarray:
     """Return all axes but the last as one."""
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
+
+
+def _runs(x: np.ndarray) -> np.ndarray:
+    """Return an array as (run, row, feature)."""
+    return np.ascontiguousarray(x).reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _for_runs(x: np.ndarray) -> np.ndarray:
+    """Return an array for numbers of each run and feature."""
+    return np.empty((x.shape[0], x.shape[-1]), x.dtype)
+
+
+def _over_runs(function: Callable[..., Any], *arrays: np.ndarray) -> None:
+    """Call ``function(start, stop, *parts)`` on slices of runs; arrays are as large as the first."""
+    parts = [_runs(array) for array in arrays]
+    each = max(1, arrays[0].size // len(arrays[0]))
+    for_slices(lambda a, b: function(a, b, *(part[a:b] for part in parts)), len(arrays[0]), max(1, RUNS // each))
+
+
+def _of_runs(function: Callable[..., Any], x: np.ndarray) -> np.ndarray:
+    """Return an array like x that ``function(start, stop, x, out)`` writes, slice by slice of runs."""
+    out = empty(x.shape, x.dtype)
+    _over_runs(function, x, out)
+    return out
 
 
 def sliced(rows: np.ndarray, function: Callable[[int, int], Any]) -> list[Any]:
@@ -220,3 +285,54 @@ def _project_rows(delta, normalised, inverse, gain, out):
         mean, slope = mean / kind(n), slope / kind(n)
         for j in range(n):
             out[i, j] = (delta[i, j] * gain[j] - mean - normalised[i, j] * slope) * inverse[i]
+
+
+@njit(**_OPTIONS)
+def _sums_runs(delta, sums):
+    for r in range(delta.shape[0]):
+        sums[r] = _sums(delta[r])
+
+
+@njit(**_OPTIONS)
+def _variances_runs(x, variances):
+    for r in range(x.shape[0]):
+        variances[r] = _moments(x[r])[2] / x.shape[1]
+
+
+@njit(**_OPTIONS)
+def _products_runs(delta, normalised, products, sums):
+    for r in range(delta.shape[0]):
+        products[r], sums[r] = _products(delta[r], normalised[r])
+
+
+@njit(**_OPTIONS)
+def _batch_norm_runs(x, normalised, epsilon, gain, shift, y, inverse, mean, variance):
+    for r in range(x.shape[0]):
+        _, middle, squares = _moments(x[r])
+        for j in range(x.shape[2]):
+            spread = squares[j] / x.shape[1]
+            mean[r, j], variance[r, j], inverse[r, j] = middle[j], spread, 1 / np.sqrt(spread + epsilon)
+        _normalise(x[r], mean[r], inverse[r], gain[r], shift[r], y[r], normalised[r])
+
+
+@njit(**_OPTIONS)
+def _batch_norm_pull_runs(delta, normalised, scale, out):
+    share = delta.dtype.type(1) / delta.dtype.type(delta.shape[1])
+    slope, mean = np.empty(delta.shape[2], delta.dtype), np.empty(delta.shape[2], delta.dtype)
+    for r in range(delta.shape[0]):
+        total = _products(delta[r], normalised[r])
+        for j in range(delta.shape[2]):
+            slope[j], mean[j] = total[0, j] * share, total[1, j] * share
+        _project_features(delta[r], normalised[r], mean, slope, scale[r], out[r])
+
+
+@njit(**_OPTIONS)
+def _layer_norm_runs(x, normalised, epsilon, y, inverse, gain, shift):
+    for r in range(x.shape[0]):
+        _normalise_rows(x[r], gain[r], shift[r], epsilon, y[r], normalised[r], inverse[r])
+
+
+@njit(**_OPTIONS)
+def _layer_norm_pull_runs(delta, normalised, inverse, gain, out):
+    for r in range(delta.shape[0]):
+        _project_rows(delta[r], normalised[r], inverse[r], gain[r], out[r])

@@ -159,14 +159,10 @@ def _moments(reader: Any, view: View) -> tuple[Any, Any]:
     if reader.covariance != "second_moment":
         z = z - xp.mean(z, axis=-2, keepdims=True)
     if reader.covariance == "normalised":
-        variances = suited("norms", rows).feature_variances(rows) if rows.ndim == 2 else xp.var(rows, axis=-2)
+        variances = suited("norms", rows).feature_variances(rows, rows.ndim - 2)
         largest = xp.max(variances, axis=-1)[..., None, None]
         scale = scale / xp.where(largest > 0, factor * largest, xp.ones_like(largest))
-    return scale * _products(z, z), scale * _products(z, rows)
-
-
-def _products(z: Any, rows: Any) -> Any:
-    return columns(z, rows) if z.ndim == rows.ndim == 2 else transpose(z) @ rows
+    return scale * columns(z, z, z.ndim - 2), scale * columns(z, rows, z.ndim - 2)
 
 
 @dataclass(frozen=True, eq=False)
