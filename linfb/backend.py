@@ -184,15 +184,23 @@ class Keys:
 
     Parameters
     ----------
-    keys : tuple of Key
+    seeds : tuple of int
         One per run.
+    names : tuple of str or int
+        As for :class:`Key`.
     """
 
-    keys: tuple[Key, ...]
+    seeds: tuple[int, ...]
+    names: tuple[str | int, ...] = ()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The place of each run."""
+        return tuple(Key(seed, self.names) for seed in self.seeds)
 
     def at(self, *names: str | int) -> Keys:
         """Return the places of these names below these ones."""
-        return Keys(tuple(key.at(*names) for key in self.keys))
+        return Keys(self.seeds, (*self.names, *names))
 
     def uniform(self, shape: tuple[int, ...], like: Any) -> Any:
         """Return independent uniform numbers in [0, 1), shape (run, *shape)."""

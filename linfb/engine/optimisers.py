@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -589,7 +590,11 @@ class Optimizers:
         }
 
     def _like_W(self, decays: bool) -> Any:
-        return self.W if decays else replace(self.W, weight_decay=0.0)
+        return self.W if decays else self._without_decay
+
+    @cached_property
+    def _without_decay(self) -> Any:
+        return replace(self.W, weight_decay=0.0)
 
     def kind(self) -> str | None:
         """Return what optimisers of runs must share to be joined; None for those that :func:`joined` does not know."""

@@ -127,8 +127,7 @@ class Group:
     @property
     def key(self) -> Key | Keys:
         """The place of all random numbers."""
-        keys = tuple(Key(run.seed) for run in self.runs)
-        return Keys(keys) if self.leading else keys[0]
+        return Keys(tuple(run.seed for run in self.runs)) if self.leading else Key(self.runs[0].seed)
 
     def loss(self, outputs: Any, targets: Any) -> tuple[Any, Any]:
         """Return the loss of every run, and its derivative with respect to the outputs."""
@@ -242,22 +241,30 @@ def _step(
 
 def _batch(group: Group, data: tuple[Any, Any], scale: Any, rows: Any, number: Any) -> tuple[Any, Any]:
     """Return inputs and labels of one step, from rows (batch,), or (seed, batch) of a group with a run axis."""
-    run, xp = group.runs[0], namespace(rows)
+    run, xp, seeds = group.runs[0], namespace(rows), group.seeds
+    flat = xp.reshape(rows, (-1,))
+    found = [xp.reshape(xp.take(part, flat, axis=0), (*rows.shape, *part.shape[1:])) for part in data]
+    if run.augment:
+        found[0] = _augmented(group, found[0], scale, number)
+    if len(seeds) == 1:
+        return tuple(_shared(part[0, ...] if group.leading else part, group) for part in found)
+    if len(seeds) < len(group.runs):
+        places = xp.asarray([seeds.index(one.seed) for one in group.runs])
+        found = [xp.take(part, places, axis=0) for part in found]
+    return found[0], found[1]
 
-    def drawn(seed: int, rows: Any) -> tuple[Any, Any]:
-        batch, wanted = (xp.take(part, rows, axis=0) for part in data)
-        if run.augment:
-            from linfb.datasets.augmentation import augmented
 
-            batch = augmented(batch, run.splits, run.augment, Key(seed).at("augment", number), scale)
-        return batch, wanted
+def _augmented(group: Group, batch: Any, scale: Any, number: Any) -> Any:
+    """Return images of one step, (batch, ...) or (seed, batch, ...), as each seed changes them."""
+    from linfb.datasets.augmentation import augmented
 
-    if not group.leading:
-        return drawn(run.seed, rows)
-    by_seed = {seed: drawn(seed, rows[s, ...]) for s, seed in enumerate(group.seeds)}
-    if len(by_seed) == 1:
-        return tuple(_shared(part, group) for part in by_seed[run.seed])
-    return tuple(xp.stack([by_seed[one.seed][i] for one in group.runs]) for i in range(2))
+    run = group.runs[0]
+    batches = [batch[s, ...] for s in range(len(group.seeds))] if group.leading else [batch]
+    changed = [
+        augmented(images, run.splits, run.augment, Key(seed).at("augment", number), scale)
+        for images, seed in zip(batches, group.seeds, strict=True)
+    ]
+    return namespace(*changed).stack(changed) if group.leading else changed[0]
 
 
 def _shared(array: Any, group: Group) -> Any:

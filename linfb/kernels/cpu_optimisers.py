@@ -206,9 +206,10 @@ def _adam_numbers(
 
 def _cast(value: np.ndarray, *numbers: Any) -> np.ndarray:
     """Return numbers in the array's precision, so that the loop stays in it: (run, number), or one row for all runs."""
-    if any(isinstance(number, np.ndarray) for number in numbers):
-        return np.stack(np.broadcast_arrays(*numbers), axis=1).astype(value.dtype)
-    return np.array([numbers], value.dtype)
+    table = np.empty((max(np.size(number) for number in numbers), len(numbers)), value.dtype)
+    for i, number in enumerate(numbers):
+        table[:, i] = number
+    return table
 
 
 def _sweep(kernel: Callable[..., None], numbers: np.ndarray, value: np.ndarray, *others: np.ndarray | None) -> None:

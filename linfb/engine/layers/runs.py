@@ -51,10 +51,10 @@ class Runs:
 
     def forward(self, weights: Any, x: Any, key: Keys | None = None) -> tuple[Any, Any]:
         """Return the output; and the caches of all runs, for kernel layers (whose cache is an array) as one array."""
-        own = self._inputs(x)
+        own, keys = self._inputs(x), [()] * self.runs if key is None else [(one,) for one in key.keys]
 
         def one(r: int) -> tuple[Any, Any]:
-            return self.layer.forward(_at(weights, r), own(r), *(() if key is None else (key.keys[r],)))
+            return self.layer.forward(_at(weights, r), own(r), *keys[r])
 
         outputs, caches = zip(*self._each(one), strict=True)
         if not is_kernel(self.layer):
