@@ -18,12 +18,20 @@ settings.load_profile("linfb")
 
 def pytest_runtest_setup(item):
     """Skip what needs an optional library or device that is absent, and say so."""
-    if "oracle" in item.keywords and importlib.util.find_spec("torch") is None:
+    if item.get_closest_marker("oracle") and importlib.util.find_spec("torch") is None:
         pytest.skip("PyTorch is not installed (make test-oracle)")
-    if "gpu" in item.keywords:
+    if item.get_closest_marker("gpu"):  # not by keyword: folders have names too
         if importlib.util.find_spec("cupy") is None:
             pytest.skip("CuPy is not installed")
         import cupy
 
         if not cupy.cuda.is_available():
             pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="session")
+def cuda_library(tmp_path_factory):
+    """All CUDA kernels, compiled for the host."""
+    from tests.cuda_on_host import SOURCES, build
+
+    return build(tmp_path_factory.mktemp("kernels"), SOURCES)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from linfb._live import Live, live
+
 __all__ = ["Key", "device_namespace", "namespace", "reshape", "stream", "to_numpy", "transpose"]
 
 Array = Any
@@ -89,7 +91,7 @@ def to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def stream(seed: int, *names: str | int) -> np.random.Generator:
+def stream(seed: int, *names: str | int | Live) -> np.random.Generator:
     """Return the random generator of one purpose: the same `seed` and `names` always give the same draws.
 
     Streams with different names are independent, so that adding a draw to one purpose does not change another.
@@ -116,8 +118,14 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _digest(*names: str | int) -> bytes:
+def _digest(*names: str | int | Live) -> bytes:
+    if any(isinstance(name, Live) for name in names):
+        raise TypeError("a captured step cannot draw on the host: what does must say capturable = False")
     return hashlib.sha256("/".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
+
+
+def _state(*names: str | int | Live) -> int:
+    return int.from_bytes(_digest(*names)[:8], "little")
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ class Key:
     seed : int
         Non-negative seed of the whole run.
     names : tuple of str or int
-        What the numbers are for, as for :func:`stream`.
+        What the numbers are for, as for :func:`stream`; in a captured step some are live (:mod:`linfb._live`).
 
     Examples
     --------
@@ -143,22 +151,21 @@ class Key:
     """
 
     seed: int
-    names: tuple[str | int, ...] = ()
+    names: tuple[str | int | Live, ...] = ()
 
-    def at(self, *names: str | int) -> Key:
+    def at(self, *names: str | int | Live) -> Key:
         """Return the place of these names below this one."""
         return Key(self.seed, (*self.names, *names))
 
     def host(self) -> np.random.Generator:
-        """Return a generator of NumPy for this place, for draws on the host."""
+        """Return a generator of NumPy for this place, for draws on the host, which no captured step can make."""
         return stream(self.seed, *self.names)
 
     def uniform(self, shape: tuple[int, ...], like: Any) -> Any:
         """Return independent uniform numbers in [0, 1), an array of the library and precision of `like`."""
         from linfb.kernels import suited
 
-        state = int.from_bytes(_digest("key", self.seed, *self.names)[:8], "little")
-        return suited("random", like).uniform(state, shape, like)
+        return suited("random", like).uniform(live(_state, "key", self.seed, *self.names), shape, like)
 
     def normal(self, shape: tuple[int, ...], like: Any) -> Any:
         """Return independent standard normal numbers, by the transform of Box and Muller."""

@@ -3,13 +3,17 @@
 Single kernels against their plain twins are in ``tests/test_gpu_kernels.py``, on a device too.
 """
 
+import time
+
 import numpy as np
 import pytest
 
 import linfb
 from linfb import rules
-from linfb.datasets import load_dataset
-from linfb.engine import adamw, amsgrad, mlp, muon, rmsprop, sgd, train, vgg_like, vit
+from linfb.datasets import RandomCrop, RandomFlip, load_dataset
+from linfb.engine import Exponential, adamw, amsgrad, mlp, muon, rmsprop, sgd, train, vgg_like, vit
+from linfb.engine import run as engine_run
+from linfb.kernels import _cuda
 from linfb.linear import Dop853, Euler, RungeKutta4
 from linfb.rules import mirrors, readers
 
@@ -123,6 +127,70 @@ def test_tensor_float_32_rounds_within_its_block_only():
     assert cupy.any(batched[0] != exact)
     assert float(cupy.abs(rounded - exact).max()) < 2.0**-10 * float((cupy.abs(x) @ cupy.abs(x)).max())
     assert cupy.array_equal(x @ x, exact)
+
+
+DROPPING = {
+    "dense": lambda: mlp(64, (32, 32), 10),
+    "images": lambda: vgg_like((8, 8, 1), 10, widths=(8, 16), dense=32),
+    "patches": lambda: vit((8, 8, 1), 10, patch=2, width=24, depth=2, heads=3, dropout=0.1, drop_path=0.1),
+}
+
+
+def steps_of(network, capture, monkeypatch, *, optimizer=None, **settings):
+    """Train for 114 steps, captured or not; return the result, seconds per step, and how often a kernel was started."""
+    started, launch = [], _cuda.launch
+
+    def counted(*arguments, **options):
+        started.append(arguments[1])
+        launch(*arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_cuda, "launch", counted)
+        if not capture:
+            patch.setattr(engine_run, "capturable", lambda *parts: False)
+        shaped = {"layout": "image"} if network != "dense" else {}
+        splits = load_dataset("digits").splits(dtype="float32", **shaped)
+        begin = time.perf_counter()
+        result = train(
+            splits, DROPPING[network](), RULES["Oja on errors"], epochs=2, batch_size=25, device=DEVICE, progress=False,
+            optimizer=amsgrad(1e-3, weight_decay=1e-3) if optimizer is None else optimizer, schedule=Exponential(0.5),
+            **settings,
+        )  # fmt: skip
+        seconds = (time.perf_counter() - begin) / result.sizes["step"]
+    return result, seconds, len(started)
+
+
+@pytest.mark.parametrize("products", [None, "tf32", "bfloat16"])
+@pytest.mark.parametrize("network", DROPPING)
+def test_captured_steps_have_the_bits_of_those_taken_one_by_one(network, products, monkeypatch, capsys):
+    augment = () if network == "dense" else (RandomCrop(1), RandomFlip())
+    settings = {"products": products, "augment": augment}
+    plain, slow, many = steps_of(network, False, monkeypatch, **settings)
+    captured, fast, few = steps_of(network, True, monkeypatch, **settings)
+    assert captured.sizes["step"] >= 100
+    assert np.array_equal(captured.step_loss, plain.step_loss)
+    assert np.array_equal(captured.test_loss, plain.test_loss)
+    assert len(set(plain.step_loss.values)) > 100
+    other, *_ = steps_of(network, True, monkeypatch, seed=1, **settings)
+    assert not np.array_equal(other.step_loss, plain.step_loss)
+    assert few < many / 10  # the host started the kernels of two steps, and of evaluation
+    with capsys.disabled():
+        print(f"\n{network}, {products}: {many} and {few} kernels started; {slow / fast:.1f} times faster in all")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMISERS)
+def test_every_optimiser_is_captured_with_the_same_bits(optimizer, monkeypatch):
+    plain, captured = (
+        steps_of("dense", capture, monkeypatch, optimizer=OPTIMISERS[optimizer])[0] for capture in (False, True)
+    )
+    assert np.array_equal(captured.step_loss, plain.step_loss)
+    assert np.array_equal(captured.test_loss, plain.test_loss)
+
+
+def test_what_is_allocated_after_a_capture_is_not_overwritten_by_it(monkeypatch):
+    """The chosen weights are copied between captured epochs: the test loss with them shows if they stay."""
+    plain, captured = (steps_of("images", capture, monkeypatch)[0] for capture in (False, True))
+    assert np.array_equal(captured.test_loss.sel(weights="chosen"), plain.test_loss.sel(weights="chosen"))
 
 
 def test_mixed_devices_are_refused():

@@ -7,10 +7,7 @@ alignment, races between threads, speed.
 
 import ctypes
 import inspect
-import itertools
 import re
-import shutil
-import subprocess
 from importlib import import_module
 from pathlib import Path
 
@@ -25,10 +22,7 @@ from linfb.engine.losses import one_hot
 from linfb.engine.state import initial_state, step
 from linfb.engine.trees import flatten
 from linfb.kernels import _cuda, gpu_activations, gpu_images, gpu_norms, gpu_optimisers, reference_norms
-
-FOLDER = Path(linfb.kernels.__file__).parent
-TOPICS = sorted(path.stem.removeprefix("gpu_") for path in FOLDER.glob("gpu_*.py"))
-SOURCES = {topic: import_module(f"linfb.kernels.gpu_{topic}").SOURCE for topic in TOPICS}
+from tests.cuda_on_host import SOURCES, TOPICS, build, emulated
 
 
 def test_every_topic_is_here():
@@ -43,12 +37,26 @@ def signature(function):
 
 @pytest.mark.parametrize("topic", TOPICS)
 def test_twins_have_the_same_names_parameters_and_defaults(topic):
+    """Those for the CPU have no ensembles yet: there only the number of leading axes may be missing."""
     reference = import_module(f"linfb.kernels.reference_{topic}")
     for device in ("cpu", "gpu"):
         twin = import_module(f"linfb.kernels.{device}_{topic}")
         assert sorted(twin.__all__) == sorted(reference.__all__)
         for name in reference.__all__:
-            assert signature(getattr(twin, name)) == signature(getattr(reference, name))
+            own, expected = (signature(getattr(module, name)) for module in (twin, reference))
+            assert own in (expected, [entry for entry in expected if (device, entry[0]) != ("cpu", "leading")])
+
+
+@pytest.mark.parametrize("columns", [0, 1, 3, 27, 32, 33, 192, 256, 257, 300, 576, 4608])
+@pytest.mark.parametrize("most", [32, 256])
+def test_blocks_cover_the_columns_and_waste_less_than_a_warp_beside_each_other(columns, most):
+    across, along = _cuda.block(columns, most)
+    beside = max(1, -(-columns // across))
+    assert across <= most
+    assert 128 < across * along <= 256 or columns > 32
+    assert beside == max(1, -(-columns // most))
+    assert beside * across - columns < max(32 * beside, 2)
+    assert across % 32 == 0 or across in (1, 2, 4, 8, 16)
 
 
 # ---- compiled for devices ------------------------------------------------------------------------------------------
@@ -126,160 +134,11 @@ def test_the_compiler_sees_errors_and_spills(nvrtc):
 
 # ---- run on the host -----------------------------------------------------------------------------------------------
 
-EMULATION = r"""
-#include <cmath>
-#include <functional>
-#include <ucontext.h>
-#include <vector>
-using std::sqrt; using std::exp; using std::erf; using std::erfc;
-
-#define __global__ static
-#define __device__ static
-#define __shared__ static
-#define __restrict__
-struct Place { unsigned x, y, z; };
-static Place threadIdx, blockIdx, blockDim, gridDim;
-
-struct Thread { ucontext_t context; std::vector<char> stack; bool done; };
-static ucontext_t scheduler;
-static std::vector<Thread> block;
-static unsigned current;
-static std::function<void()> body;
-static double lanes[1024];
-
-static void barrier() { swapcontext(&block[current].context, &scheduler); }
-static void start() { body(); block[current].done = true; }
-#define __syncthreads barrier
-#define __syncwarp(...) barrier()
-template <typename V> V __shfl_xor_sync(unsigned, V value, int mask) {
-    unsigned own = current;
-    lanes[own] = double(value);
-    barrier();
-    V other = V(lanes[own ^ mask]);
-    barrier();
-    return other;
-}
-
-static void run(unsigned blocks, unsigned across, unsigned along) {
-    blockDim = {across, along, 1}; gridDim = {blocks, 1, 1};
-    block.resize(across * along);
-    for (unsigned b = 0; b < blocks; b++) {
-        for (auto& thread : block) {
-            getcontext(&thread.context);
-            thread.stack.resize(1 << 14);
-            thread.context.uc_stack.ss_sp = thread.stack.data();
-            thread.context.uc_stack.ss_size = thread.stack.size();
-            thread.context.uc_link = &scheduler;
-            thread.done = false;
-            makecontext(&thread.context, start, 0);
-        }
-        for (bool waiting = true; waiting;) {
-            waiting = false;
-            for (current = 0; current < block.size(); current++) {
-                if (block[current].done) continue;
-                threadIdx = {current % across, current / across, 0}; blockIdx = {b, 0, 0};
-                swapcontext(&scheduler, &block[current].context);
-                waiting |= !block[current].done;
-            }
-        }
-    }
-}
-"""
-HOST = ("float", "double")
-FRAME = 4096
-
-
-def parameters(source, name, type):
-    """Return types and names of a kernel's parameters, as C++ has them for one precision."""
-    text = re.search(rf"__global__ void {name}\((.*?)\)", source, re.DOTALL).group(1)
-    pairs = [re.fullmatch(r"(.*?)(\w+)", part.strip(), re.DOTALL).groups() for part in text.split(",")]
-    return [(re.sub(r"\bT\b", type, kind.strip()), parameter) for kind, parameter in pairs]
-
-
-def program(sources):
-    """Return C++ that has every kernel of the sources as a function of a grid, a block and its own arguments."""
-    text = EMULATION + re.sub(r"#include <cuda_\w+.h>", "", _cuda.PRELUDE)
-    for topic, source in sources.items():
-        text += f"namespace gpu_{topic} {{\n{source}\n}}\n"
-        for name, type in itertools.product(_cuda.names(source), HOST):
-            own = parameters(source, name, type)
-            declared = ", ".join(f"{kind} {parameter}" for kind, parameter in own)
-            handed = ", ".join(parameter for _, parameter in own)
-            text += (
-                f'extern "C" void {topic}_{name}_{type}(unsigned blocks, unsigned across, unsigned along, {declared}) '
-                f"{{ body = [=] {{ gpu_{topic}::{name}<{type}>({handed}); }}; run(blocks, across, along); }}\n"
-            )
-    return text
-
-
-def framed(value):
-    """Return an argument for C, and what checks and copies back an array: it stands in a frame that must stay."""
-    if not isinstance(value, np.ndarray):
-        return np.ctypeslib.as_ctypes_type(value.dtype)(value.item()), lambda: None
-    assert value.flags.c_contiguous
-    frame = np.full(value.nbytes + 2 * FRAME, 0xFF, dtype=np.uint8)  # NaN in every precision
-    inside = frame[FRAME : FRAME + value.nbytes]
-    inside[:] = np.frombuffer(value.tobytes(), dtype=np.uint8)
-
-    def back():
-        if not (np.all(frame[:FRAME] == 0xFF) and np.all(frame[FRAME + value.nbytes :] == 0xFF)):
-            raise IndexError("a kernel wrote outside of an array")
-        value[...] = np.frombuffer(inside.tobytes(), dtype=value.dtype).reshape(value.shape)
-
-    return inside.ctypes.data_as(ctypes.c_void_p), back
-
-
-def build(folder, sources):
-    if shutil.which("g++") is None:
-        pytest.skip("no C++ compiler")
-    (folder / "kernels.cpp").write_text(program(sources))
-    command = ["g++", "-std=c++17", "-O1", "-shared", "-fPIC", "-o", "kernels.so", "kernels.cpp"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return ctypes.CDLL(str(folder / "kernels.so"))
-
-
-def emulated(library, sources):
-    """Return what takes the place of `_cuda.function`."""
-    topics = {source: topic for topic, source in sources.items()}
-
-    def function(source, name, type):
-        kernel = getattr(library, f"{topics[source]}_{name}_{type}")
-
-        def call(grid, block, arguments):
-            assert len(arguments) == len(parameters(source, name, type))
-            for (kind, parameter), value in zip(parameters(source, name, type), arguments, strict=True):
-                assert matches(kind, value, type), (name, kind, parameter, value)
-            assert np.prod(block) <= 1024
-            handed, backs = zip(*map(framed, arguments), strict=True)
-            kernel(*grid, *block, *handed)
-            for back in backs:
-                back()
-
-        return call
-
-    return function
-
-
-def matches(kind, value, type):
-    """Whether an argument has the type that the kernel's parameter has."""
-    names = {"float": "float32", "double": "float64", "unsigned char": "uint8", "bool": "bool", "int": "int32"}
-    plain = kind.replace("const ", "").replace(f"wide<{type}>", type)
-    if plain.endswith("*"):
-        null = isinstance(value, np.uintp) and value == 0
-        return null or (isinstance(value, np.ndarray) and value.dtype == names[plain[:-1].strip()])
-    return value.dtype == {"unsigned long long": "uint64"}.get(plain) or value.dtype == names.get(plain)
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("kernels"), SOURCES)
-
 
 @pytest.fixture
-def host(library, monkeypatch):
+def host(cuda_library, monkeypatch):
     """Let kernels run on the host."""
-    monkeypatch.setattr(_cuda, "function", emulated(library, SOURCES))
+    monkeypatch.setattr(_cuda, "function", emulated(cuda_library, SOURCES))
 
 
 class OnDevice:
@@ -361,7 +220,7 @@ def dtype_step(dtype):
 
 
 @both
-@pytest.mark.parametrize("shape", [(200, 5), (3, 50, 7), (1, 4, 4, 300), (70, 1)])
+@pytest.mark.parametrize("shape", [(200, 5), (3, 50, 7), (1, 4, 4, 300), (70, 1), (2, 700, 3)])
 def test_norms(twins, dtype, shape):
     gpu, reference = twins("norms")
     rng = np.random.default_rng(0)
@@ -381,6 +240,41 @@ def test_norms(twins, dtype, shape):
         down = getattr(reference, f"{kind}_pull")(delta, expected[1], expected[2], gain)
         assert close(pull(delta, expected[1], expected[2], gain), down, dtype, 8)
         assert not close(pull(delta, x, expected[2], gain), down, dtype, 8)
+
+
+@both
+@pytest.mark.parametrize(("slice", "shape"), [(256, (3, 300, 5)), (4, (2, 70, 40)), (4, (3, 2, 9, 3))])
+def test_norms_of_ensembles(twins, monkeypatch, dtype, slice, shape):
+    """Each run has its own moments, sums and weights: what it has alone, and on a device the same bits."""
+    gpu, reference = twins("norms")
+    monkeypatch.setattr(gpu_norms, "SLICE", slice)
+    rng = np.random.default_rng(0)
+    x, delta = (rng.standard_normal(shape).astype(dtype) for _ in range(2))
+    gain, shift = (rng.standard_normal((shape[0], shape[-1])).astype(dtype) for _ in range(2))
+    size = float(np.sqrt(x.size))
+
+    def held_together(call, factor, same=True):
+        for kernels in (gpu, reference):
+            together = call(kernels, x, delta, gain, shift)
+            alone = [call(kernels, *(array[i] for array in (x, delta, gain, shift))) for i in range(shape[0])]
+            together = together if isinstance(together, tuple) else (together,)
+            alone = [result if isinstance(result, tuple) else (result,) for result in alone]
+            stacked = tuple(np.stack(parts) for parts in zip(*alone, strict=True))
+            assert close(together, stacked, dtype, 0 if kernels is gpu else factor)
+            assert not close(together, tuple(part[::-1] for part in stacked), dtype, factor)
+        assert close(call(gpu, x, delta, gain, shift), call(reference, x, delta, gain, shift), dtype, factor)
+
+    held_together(lambda kernels, x, d, g, s: kernels.shifted(x, s), 1)
+    held_together(lambda kernels, x, d, g, s: kernels.feature_sums(d, g.ndim - 1), size)
+    held_together(lambda kernels, x, d, g, s: kernels.norm_grad(d, x, g.ndim - 1), size)
+    for kind in ("batch_norm", "layer_norm"):
+        held_together(lambda kernels, x, d, g, s, kind=kind: getattr(kernels, kind)(x, g, s, 1e-5), 8)
+
+        def pull(kernels, x, delta, gain, shift, kind=kind):
+            _, normalised, inverse, *_ = getattr(reference, kind)(x, gain, shift, 1e-5)
+            return getattr(kernels, f"{kind}_pull")(delta, normalised, inverse, gain)
+
+        held_together(pull, 32)
 
 
 @both
@@ -419,7 +313,7 @@ def test_token_sums(twins, dtype):
 def test_convolutions(twins, monkeypatch, dtype, size, stride, padding, wide, narrow):
     gpu, reference = twins("images")
     if padding != 2:
-        monkeypatch.setattr(gpu_images, "BUFFER", 3000)  # one or two images at a time
+        monkeypatch.setattr(gpu_images, "BUFFER", 16000)  # one or two images at a time
     rng = np.random.default_rng(0)
     x = rng.standard_normal((3, 9, 8, wide)).astype(dtype)
     kernel, other = (rng.standard_normal((narrow, *size, wide)).astype(dtype) for _ in range(2))
@@ -496,6 +390,42 @@ def test_optimisers(twins, dtype, name):
 
     assert close(run(gpu), run(reference), dtype)
     assert not close(run(gpu, 0.11), run(reference), dtype)
+
+
+@both
+@pytest.mark.parametrize("name", OPTIMISERS)
+def test_optimisers_of_ensembles(twins, dtype, name):
+    """Runs with their own rates and decays: what each does alone, on a device with the same bits."""
+    gpu, reference = twins("optimisers")
+    held, settings = OPTIMISERS[name]
+    function = {"momentum": "sgd", "nesterov": "sgd", "rmsprop centred": "rmsprop"}.get(name, name)
+    slots = len([p for p in signature(getattr(reference, function)) if p[0] in STATE])
+    rng = np.random.default_rng(0)
+    start, gradients = rng.standard_normal((3, 5, 8)).astype(dtype), rng.standard_normal((4, 3, 5, 8)).astype(dtype)
+    numbers = {"learning_rate": [0.01, 0.02, 0.04], "coupled": [0.1, 0.0, 0.3], "decoupled": [0.2, 0.1, 0.0]}
+    numbers = {key: np.array(values) for key, values in numbers.items()}
+
+    def run(kernels, start, gradients, numbers):
+        value, state = start.copy(), [np.zeros_like(start) if i < held else None for i in range(slots)]
+        for number, gradient in enumerate(gradients, start=1):
+            more = {"step": number} if function in ("adam", "amsgrad") else {}
+            value, *state = getattr(kernels, function)(value, gradient, *state, **numbers, **settings, **more)
+        return value, *state
+
+    def alone(kernels, order=(0, 1, 2)):
+        runs = [
+            run(kernels, start[i], gradients[:, i], {key: float(values[j]) for key, values in numbers.items()})
+            for i, j in enumerate(order)
+        ]
+        return tuple(None if parts[0] is None else np.stack(parts) for parts in zip(*runs, strict=True))
+
+    together = run(gpu, start, gradients, numbers)
+    assert close(together, alone(gpu), dtype, 4 if name == "muon" else 0)
+    assert close(together, run(reference, start, gradients, numbers), dtype, 4)
+    assert not close(together, alone(gpu, (1, 0, 2)), dtype, 4)
+    if name != "muon":
+        with pytest.raises(ValueError, match=r"numbers of 3 runs, but value has shape \(2, 5, 8\)"):
+            run(gpu, start[:2], gradients[:, :2], numbers)
 
 
 STATE = {"velocity", "second", "mean", "first", "largest", "average"}

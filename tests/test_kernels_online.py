@@ -53,23 +53,30 @@ def network(widths, full, direct, rng, rank=2):
 
 @pytest.mark.parametrize(("widths", "full", "way", "q_rate", "p_rate", "labels", "direct"), CASES)
 @pytest.mark.parametrize("batch", [1, 3])
-def test_compiled_step_equals_its_twin(widths, full, way, q_rate, p_rate, labels, direct, batch):
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-5)])
+def test_compiled_step_equals_its_twin(widths, full, way, q_rate, p_rate, labels, direct, batch, dtype, tolerance):
+    """In single precision: 43 steps that round weights of order one by 6e-8, adding up at worst."""
     rng = np.random.default_rng(1)
     start = network(widths, full, direct, rng)
-    x, y = rng.standard_normal((40, batch, 8)), rng.standard_normal((40, batch, 4))
+    x, y = rng.standard_normal((43, batch, 8)), rng.standard_normal((43, batch, 4))  # five whole blocks and three steps
     gains = np.array([1.0, 1.3, 0.7])[: len(widths) - 1]
 
-    def advance(kernel, decay):
-        arrays = [tuple(array.copy() for array in group) for group in start]
-        kernel.online_sgd(*arrays, gains, x, y, 0.01, decay, way, q_rate, p_rate, labels, direct)
+    def advance(kernel, decay, dtype=np.float64, cuts=()):
+        arrays = [tuple(array.astype(dtype) for array in group) for group in start]
+        for inputs, targets in zip(np.split(x, cuts), np.split(y, cuts), strict=True):
+            data = inputs.astype(dtype), targets.astype(dtype)
+            kernel.online_sgd(*arrays, gains, *data, 0.01, decay, way, q_rate, p_rate, labels, direct)
         return [array for group in arrays for array in group if array.size]
 
     def distance(a, b):
         return max(float(np.abs(one - two).max()) for one, two in zip(a, b, strict=True))
 
-    expected = advance(reference, 0.1)
-    assert distance(advance(cpu, 0.1), expected) < 1e-12
-    assert distance(advance(cpu, 0.2), expected) > 1e-6  # another decay is another trajectory
+    expected, found = advance(reference, 0.1), advance(cpu, 0.1, dtype)
+    assert all(array.dtype == dtype for array in found)
+    assert distance(found, expected) < tolerance
+    assert distance(advance(cpu, 0.2, dtype), expected) > 100 * tolerance  # another decay is another trajectory
+    assert distance(advance(cpu, 0.1, dtype, cuts=[8, 24]), found) == 0.0  # where SGD cuts, no bit changes
+    assert distance(advance(cpu, 0.1, dtype, cuts=[5]), expected) < tolerance
 
 
 RULES = {

@@ -74,11 +74,16 @@ def test_every_recorded_time_is_accurate(exact):
     assert np.abs(coarse[:, 1:] - fine[:, :-1]).max() > 1e-3
 
 
-@pytest.mark.parametrize("method", [Dop853(), RungeKutta4(0.05), Euler(0.05), SGD(0.05), SGD(0.05, 8)], ids=repr)
+@pytest.mark.parametrize(
+    "method", [Dop853(), RungeKutta4(0.05), Euler(0.05), SGD(0.05), SGD(0.05, 3, "float32"), SGD(0.05, 8)], ids=repr
+)
 def test_recording_more_times_changes_nothing(method):
     rule = rules.low_rank(2)
     few, many = [0.5, 2.0], np.arange(0, 41) * 0.05
-    one, other = (simulate(TASK, NETWORK, rule, times, method=method, observe="network_map") for times in (few, many))
+    one, other = (
+        simulate(TASK, NETWORK, rule, times, method=method, weight_decay=0.1, observe="network_map")
+        for times in (few, many)
+    )
     common = other.sel(time=one.time, method="nearest").network_map.values
     if isinstance(method, Dop853 | RungeKutta4):  # whose steps end on recorded times
         agree(common, one.network_map.values, 1e-7)
@@ -144,6 +149,28 @@ def test_the_compiled_kernels_serve_the_common_rules():
     assert not online.compiled(rules.weight_mirror())
 
 
+@pytest.mark.parametrize("name", ["oja", "local"])
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_single_precision_stays_within_its_rounding(name, batch_size):
+    """200 steps, compiled and general: the same samples, every number rounded by 6e-8; nothing falls back to double."""
+    arguments = {
+        "seeds": [0, 2],
+        "weight_decay": 0.1,
+        "observe": {"map": lambda s: s.map, "Q": lambda s: s.channels[0].Q},
+    }
+    single, double = (
+        simulate(TASK, NETWORK, RULES[name], [0.04, 2.0], method=SGD(0.01, batch_size, dtype), **arguments)
+        for dtype in ("float32", "float64")
+    )
+    for one in ("map", "Q"):
+        assert single[one].dtype == np.float32
+        assert double[one].dtype == np.float64
+        agree(single[one].values, double[one].values, 2e-5)
+        with pytest.raises(AssertionError):
+            agree(single[one].values[:, 0], double[one].values[:, 1], 2e-5)
+    assert "float32" in single.attrs["method"]
+
+
 LINE = Task([[1.5, -0.5]])
 SMALL = LinearNetwork((2, 2, 1), Given([[[0.6, -0.2], [0.1, 0.5]], [[0.4, 0.7]]]))
 ONE_START = rules.low_rank(
@@ -194,6 +221,8 @@ def test_solvers_by_name():
         (lambda: SGD(0.1, 0), ValueError, "batch_size"),
         (lambda: SGD(0.1, 2.0), TypeError, "batch_size"),
         (lambda: SGD(0.1, True), TypeError, "batch_size"),
+        (lambda: SGD(0.1, dtype="float16"), ValueError, "dtype"),
+        (lambda: SGD(0.1, dtype=np.float32), ValueError, "dtype"),
         (lambda: Dop853(rtol=1e-16), ValueError, "rtol"),
         (lambda: Dop853(atol=0.0), ValueError, "atol"),
     ],

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -21,7 +21,10 @@ from linfb.datasets.splits import inverse
 if TYPE_CHECKING:
     from linfb.datasets.splits import Splits
 
-__all__ = ["Augmentation", "AutoAugment", "Cutout", "RandomCrop", "RandomFlip", "RandomRotation", "augmented"]
+__all__ = [
+    "Augmentation", "AutoAugment", "Cutout", "RandomCrop", "RandomFlip", "RandomRotation", "Scale", "augmented",
+    "scale_of",
+]  # fmt: skip
 
 
 class Augmentation(Protocol):
@@ -29,6 +32,8 @@ class Augmentation(Protocol):
 
     def augment(self, x: Any, key: Key, mean: Any = None) -> Any:
         """Return changed images, of the shape, precision and library of `x`.
+
+        One that works or draws on the host says ``capturable = False`` (:func:`linfb.engine.graph.capturable`).
 
         Parameters
         ----------
@@ -42,7 +47,28 @@ class Augmentation(Protocol):
         ...
 
 
-def augmented(x: Any, splits: Splits, augmentations: Sequence[Augmentation], key: Key) -> Any:
+class Scale(NamedTuple):
+    """Mean, deviation and its inverse of every pixel, as rows on a device: what standardised the data."""
+
+    mean: Any
+    std: Any
+    inverse: Any
+
+
+def scale_of(splits: Splits, like: Any) -> Scale:
+    """Return the standardisation of image data on the device and in the precision of an array."""
+    shape = splits.image_shape
+    assert shape is not None
+
+    def row(values: np.ndarray) -> Any:
+        return namespace(like).asarray(np.broadcast_to(values, shape).reshape(-1), dtype=like.dtype)
+
+    return Scale(row(splits.mean), row(splits.std), row(inverse(splits.std)))
+
+
+def augmented(
+    x: Any, splits: Splits, augmentations: Sequence[Augmentation], key: Key, scale: Scale | None = None
+) -> Any:
     r"""Return standardised inputs whose pixels went through some augmentations, one after the other.
 
     .. math:: x \mapsto \frac{a(s x + \mu) - \mu}{s}
@@ -58,6 +84,8 @@ def augmented(x: Any, splits: Splits, augmentations: Sequence[Augmentation], key
     augmentations : sequence of augmentations
         The i-th draws from ``key.at(i)``.
     key : Key
+    scale : Scale, optional
+        What :func:`scale_of` returns, if it is at hand; a captured step cannot bring it from the host.
 
     Returns
     -------
@@ -90,15 +118,11 @@ def augmented(x: Any, splits: Splits, augmentations: Sequence[Augmentation], key
     if x.shape[1:] != splits.shape:
         raise ValueError(f"x has inputs of shape {tuple(x.shape[1:])}, expected {splits.shape} as in splits")
     xp, rows = namespace(x), (x.shape[0], math.prod(shape))  # sums along rows are far faster than along channels
-
-    def row(values: np.ndarray) -> Any:
-        return xp.asarray(np.broadcast_to(values, shape).reshape(-1), dtype=x.dtype)
-
-    mean = row(splits.mean)
-    pixels = xp.reshape(xp.reshape(x, rows) * row(splits.std) + mean, (x.shape[0], *shape))
+    mean, std, inverse_std = scale_of(splits, x) if scale is None else scale
+    pixels = xp.reshape(xp.reshape(x, rows) * std + mean, (x.shape[0], *shape))
     for i, augmentation in enumerate(augmentations):
         pixels = augmentation.augment(pixels, key.at(i), xp.reshape(mean, shape))
-    return xp.reshape((xp.reshape(pixels, rows) - mean) * row(inverse(splits.std)), x.shape)
+    return xp.reshape((xp.reshape(pixels, rows) - mean) * inverse_std, x.shape)
 
 
 @dataclass(frozen=True)

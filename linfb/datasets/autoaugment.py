@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -62,6 +62,7 @@ class AutoAugment:
     """
 
     policy: str = "cifar10"
+    capturable: ClassVar[bool] = False  # works and draws on the host
 
     def __post_init__(self) -> None:
         choice("policy", self.policy, POLICIES)

@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
 from linfb._checks import choice, integer, real
+from linfb._live import Live, live
 from linfb.backend import namespace
 from linfb.kernels import reference_optimisers as reference
 from linfb.rules import Rule
@@ -40,14 +41,15 @@ class Optimizer(Protocol):
         gradient: Any,
         slots: tuple[Any, ...],
         *,
-        step: int,
-        factor: float = 1.0,
+        step: int | Live,
+        factor: float | Live = 1.0,
         kernels: ModuleType = reference,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Return the array and its state after step number `step` (from 1), with `factor` on the learning rate.
 
         `kernels` is :mod:`linfb.kernels.reference_optimisers`, which leaves its arguments alone, or a module with
-        the same functions that overwrites them (:func:`linfb.kernels.suited`).
+        the same functions that overwrites them (:func:`linfb.kernels.suited`). In a captured step on a GPU `step` and
+        `factor` are live (:mod:`linfb._live`); an optimiser that cannot pass them on says ``capturable = False``.
         """
         ...
 
@@ -61,16 +63,16 @@ class _ByKernel(Optimizer, Protocol):
         gradient: Any,
         slots: tuple[Any, ...],
         *,
-        step: int,
-        factor: float = 1.0,
+        step: int | Live,
+        factor: float | Live = 1.0,
         kernels: ModuleType = reference,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Take one step, see :class:`Optimizer`."""
-        value, *state = self._step(kernels, value, gradient, slots, float(self.learning_rate * factor), step)
+        value, *state = self._step(kernels, value, gradient, slots, live(_rate, self.learning_rate, factor), step)
         return value, tuple(slot for slot in state if slot is not None)
 
     def _step(
-        self, kernels: ModuleType, value: Any, gradient: Any, slots: tuple[Any, ...], rate: float, step: int
+        self, kernels: ModuleType, value: Any, gradient: Any, slots: tuple[Any, ...], rate: Any, step: Any
     ) -> tuple[Any, ...]: ...
 
 
@@ -186,8 +188,8 @@ class Muon(_ByKernel):
         gradient: Any,
         slots: tuple[Any, ...],
         *,
-        step: int,
-        factor: float = 1.0,
+        step: int | Live,
+        factor: float | Live = 1.0,
         kernels: ModuleType = reference,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Take one step, see :class:`Optimizer`."""
@@ -198,10 +200,21 @@ class Muon(_ByKernel):
         lookahead = self.momentum if self.nesterov else 0.0
         return kernels.muon(value, gradient, *slots, rate, self.momentum, lookahead, self.steps, *_decays(self))
 
+    @property
+    def capturable(self) -> bool:
+        """Whether a captured step can take it: if `other` can."""
+        return getattr(self.other, "capturable", True)
+
     def _other(self) -> Any:
         if self.other is not None:
             return self.other
         return adam(self.learning_rate, weight_decay=self.weight_decay, decay=self.decay)
+
+
+def _rate(learning_rate: Any, factor: float) -> Any:
+    """Return the rate of a step: a float, or an array of those of runs."""
+    rate = learning_rate * factor
+    return rate if getattr(rate, "ndim", 0) else float(rate)
 
 
 def _zeros(value: Any, count: int) -> tuple[Any, ...]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from linfb._checks import real
 from linfb.backend import Key, device_namespace, namespace, stream, to_numpy
+from linfb.engine.graph import Blocks, CudaStream, Step, capturable
 from linfb.engine.losses import LOSSES, one_hot
 from linfb.engine.models import Model, evaluate
 from linfb.engine.observables import Snapshot, snapshot
@@ -21,7 +23,7 @@ from linfb.engine.state import State, step
 from linfb.engine.trees import flatten
 from linfb.rules import Rule
 
-__all__ = ["Progress", "Run", "advance", "evaluated", "placed"]
+__all__ = ["Progress", "Run", "advance", "blocks", "evaluated", "placed"]
 
 _OBSERVED_ROWS = 512
 _EVALUATED_ROWS = 256
@@ -111,44 +113,84 @@ def _targets(run: Run, labels: Any, smoothing: float = 0.0) -> Any:
     return one_hot(labels, run.model.n_out, like=like, smoothing=smoothing)
 
 
-def _batches(run: Run, epoch: int, first: int, rows: int, steps: int) -> Iterator[tuple[int, Any]]:
-    """Return the rows of every step of an epoch, in an order that depends on seed and epoch only."""
-    order = device_namespace(run.device).asarray(stream(run.seed, "shuffle", epoch).permutation(rows))
-    return ((i, order[i * run.batch_size : (i + 1) * run.batch_size]) for i in range(first, steps))
+def blocks(run: Run, data: tuple[Any, Any]) -> Callable[..., tuple[State, Any, Any]]:
+    """Return what takes a block of steps on inputs and labels: captured on a GPU, if nothing in them needs the host.
+
+    It goes from the state, the rows (step, batch), number and factor of every step, and a function to call after each,
+    to the state, the losses, and how many rows were classified rightly; see :class:`linfb.engine.graph.Blocks`.
+    """
+    xp, optimisers = device_namespace(run.device), run.optimisers
+    parts = (*run.network.layers, run.rule.reader, run.rule.mirror, *run.augment)
+    own = partial(_step, run, data, _scale(run, data[0]))
+    if "cupy" in xp.__name__ and capturable(*parts, optimisers.W, optimisers.Q, optimisers.P):
+        return Blocks(own, xp, run.dtype, (_UNREAD_STEPS, run.batch_size), CudaStream())
+    return partial(_one_by_one, own)
 
 
-def advance(run: Run, now: Progress, parts: Mapping[str, Any], steps: int, bar: Any, pause: Callable[[], None]) -> None:
-    """Advance to the end of the epoch; `pause` is called after every step at which `now` is whole."""
-    xp, (x, labels), key = device_namespace(run.device), parts["train"], Key(run.seed)
-    epoch, unread, right = now.epoch, [], 0
-    for i, rows in _batches(run, epoch, now.step, x.shape[0], steps):
-        number = epoch * steps + i + 1
-        batch, wanted = xp.take(x, rows, axis=0), xp.take(labels, rows, axis=0)
-        if run.augment:
-            from linfb.datasets.augmentation import augmented
+def _one_by_one(
+    own: Step, state: State, rows: Any, clocks: Sequence[tuple[int, float]], done: Callable[[], Any]
+) -> tuple[State, Any, Any]:
+    losses, right = [], 0
+    for i, clock in enumerate(clocks):
+        state, loss, correct = own(state, rows[i, :], *clock)
+        losses.append(loss)
+        right = right + correct
+        done()
+    return state, namespace(*losses).stack(losses), right
 
-            batch = augmented(batch, run.splits, run.augment, key.at("augment", number))
-        now.state, value, outputs = step(
-            run.network, run.rule, LOSSES[run.loss], run.optimisers, now.state, batch,
-            _targets(run, wanted, run.label_smoothing), number=number, factor=run.rate(epoch + i / steps),
-            error_clip=run.error_clip, key=key.at("step"),
-        )  # fmt: skip
-        unread.append(value)
-        right = right + _correct(outputs, wanted)
-        bar.update()
-        if len(unread) == _UNREAD_STEPS or i == steps - 1:
-            now.losses += _read(run, unread, epoch, i)
-            now.right, now.step = now.right + int(right), i + 1
-            unread, right = [], 0
-            pause()
+
+def _scale(run: Run, x: Any) -> Any:
+    if not run.augment:
+        return None
+    from linfb.datasets.augmentation import scale_of
+
+    return scale_of(run.splits, x)
+
+
+def _step(
+    run: Run, data: tuple[Any, Any], scale: Any, state: State, rows: Any, number: Any, factor: Any
+) -> tuple[State, Any, Any]:
+    """Take one step on rows of the data."""
+    (x, labels), key = data, Key(run.seed)
+    batch, wanted = (namespace(rows).take(part, rows, axis=0) for part in (x, labels))
+    if run.augment:
+        from linfb.datasets.augmentation import augmented
+
+        batch = augmented(batch, run.splits, run.augment, key.at("augment", number), scale)
+    state, loss, outputs = step(
+        run.network, run.rule, LOSSES[run.loss], run.optimisers, state, batch,
+        _targets(run, wanted, run.label_smoothing), number=number, factor=factor, error_clip=run.error_clip,
+        key=key.at("step"),
+    )  # fmt: skip
+    return state, loss, _correct(outputs, wanted)
+
+
+def advance(
+    run: Run, now: Progress, take: Callable[..., Any], parts: Mapping[str, Any], steps: int, bar: Any,
+    pause: Callable[[], None],
+) -> None:  # fmt: skip
+    """Advance to the end of the epoch by blocks of steps; `pause` is called after every block, when `now` is whole.
+
+    The order of the rows depends on seed and epoch only.
+    """
+    epoch, samples = now.epoch, parts["train"][0].shape[0]
+    order = stream(run.seed, "shuffle", epoch).permutation(samples)[: steps * run.batch_size]
+    rows = device_namespace(run.device).asarray(order.reshape(steps, run.batch_size))
+    for start in range(now.step, steps, _UNREAD_STEPS):
+        stop = min(start + _UNREAD_STEPS, steps)
+        clocks = [(epoch * steps + i + 1, run.rate(epoch + i / steps)) for i in range(start, stop)]
+        now.state, losses, right = take(now.state, rows[start:stop, :], clocks, bar.update)
+        now.losses += _read(run, losses, epoch, start)
+        now.right, now.step = now.right + int(right), stop
+        pause()
     _complete(run, now, parts, steps, bar)
 
 
-def _read(run: Run, values: list[Any], epoch: int, last: int) -> list[float]:
-    """Return losses of the steps up to `last`, now read from the device."""
-    losses = to_numpy(namespace(*values).stack(values)).astype(np.float64)
+def _read(run: Run, values: Any, epoch: int, first: int) -> list[float]:
+    """Return losses of steps, now read from the device."""
+    losses = to_numpy(values).astype(np.float64)
     for i, loss in enumerate(losses):
-        _finite(float(loss), "loss", run, epoch, last - len(losses) + 1 + i)
+        _finite(float(loss), "loss", run, epoch, first + i)
     return losses.tolist()
 
 

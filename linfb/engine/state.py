@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from linfb._live import Live, live
 from linfb.backend import Key
 from linfb.engine.backward import backward, pathways
 from linfb.engine.models import Model, forward, initial_buffers, initial_weights
@@ -88,8 +90,8 @@ def step(
     x: Any,
     targets: Any,
     *,
-    number: int,
-    factor: float = 1.0,
+    number: int | Live,
+    factor: float | Live = 1.0,
     error_clip: float | None = None,
     key: Key | None = None,
 ) -> tuple[State, Any, Any]:
@@ -107,7 +109,8 @@ def step(
     x : array, shape (batch, *model.shape)
     targets : array, shape (batch, ..., out)
     number : int
-        Number of this step, from 1.
+        Number of this step, from 1. In a captured step (:mod:`linfb.engine.graph`) it and `factor` are live, and no
+        mirror starts again.
     factor : float
         Of the schedule, on every learning rate.
     error_clip : float, optional
@@ -134,11 +137,12 @@ def step(
         for layer, buffer, cache in zip(model.layers, state.buffers, caches, strict=True)
     )
     updated = _updated(state, run._asdict(), optimisers, rule, number, factor)
-    return _restarted(model, rule, updated._replace(buffers=buffers), number), value, outputs
+    updated = updated._replace(buffers=buffers)
+    return updated if isinstance(number, Live) else _restarted(model, rule, updated, number), value, outputs
 
 
 def _updated(
-    state: State, trees: Mapping[str, Any], optimisers: Optimizers, rule: Rule, number: int, factor: float
+    state: State, trees: Mapping[str, Any], optimisers: Optimizers, rule: Rule, number: Any, factor: Any
 ) -> State:
     weights = clipped(flatten({"weights": trees["weights"]}), optimisers.clip_norm)
     gradients = {**weights, **flatten({"channels": trees["channels"]})}
@@ -147,7 +151,7 @@ def _updated(
         part, value = parts[_kind(path)], values[path]
         values[path], slots[path] = part.optimiser.update(
             value, gradient, state.slots[path],
-            step=number, factor=factor * part.rate, kernels=suited("optimisers", value),
+            step=number, factor=live(mul, factor, part.rate), kernels=suited("optimisers", value),
         )  # fmt: skip
     moved = rebuild({"weights": state.weights, "channels": state.channels}, values)
     return state._replace(weights=moved["weights"], channels=moved["channels"], slots=slots)

@@ -20,7 +20,7 @@ from linfb.engine.models import Model
 from linfb.engine.observables import OBSERVABLES
 from linfb.engine.optimisers import Optimizers
 from linfb.engine.results import CURVES, labelled
-from linfb.engine.run import Progress, Run, advance, evaluated, placed
+from linfb.engine.run import Progress, Run, advance, blocks, evaluated, placed
 from linfb.engine.schedules import Constant
 from linfb.engine.state import initial_state
 from linfb.engine.trees import flatten, rebuild
@@ -256,7 +256,7 @@ def _train(run: Run, epochs: int, progress: bool, folder: Any, seconds: float) -
     if folder is not None:
         _resume(run, now, epochs, folder)
     parts = {part: placed(run, part) for part in ("train", "validation")}
-    steps = parts["train"][0].shape[0] // run.batch_size
+    steps, take = parts["train"][0].shape[0] // run.batch_size, blocks(run, parts["train"])
     config = run.config() | {"epochs": epochs, "capped_layers": drawn.capped}
     saved = time.monotonic()
 
@@ -274,7 +274,7 @@ def _train(run: Run, epochs: int, progress: bool, folder: Any, seconds: float) -
     with bar:
         try:
             while now.epoch < epochs:
-                advance(run, now, parts, steps, bar, pause)
+                advance(run, now, take, parts, steps, bar, pause)
                 if folder is not None:
                     _save(run, now, folder)
                     saved = time.monotonic()

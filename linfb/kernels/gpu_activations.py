@@ -16,34 +16,41 @@ __all__ = ["erf", "gelu", "product", "relu", "relu_pull"]
 SOURCE = """
 template <typename T>
 __global__ void relu(const T* x, T* y, bool* positive, int size) {
-    int i = row();
-    if (i >= size) return;
-    wide<T> value = wide<T>(x[i]);
-    y[i] = T(value <= 0 ? wide<T>(0) : value);
-    positive[i] = value > 0;
+    Several<T> own(x, size);
+#pragma unroll
+    for (ENTRIES(k, i, size)) {
+        wide<T> value = wide<T>(own.at[k]);
+        y[i] = T(value <= 0 ? wide<T>(0) : value);
+        positive[i] = value > 0;
+    }
 }
 
 template <typename T>
 __global__ void relu_pull(const T* delta, const bool* positive, T* out, int size) {
-    int i = row();
-    if (i < size) out[i] = positive[i] ? delta[i] : T(0.0f);
+    Several<T> own(delta, size);
+    Several<bool> kept(positive, size);
+#pragma unroll
+    for (ENTRIES(k, i, size)) out[i] = kept.at[k] ? own.at[k] : T(0.0f);
 }
 
 template <typename T>
 __global__ void erf_of(const T* x, T* y, int size) {
-    int i = row();
-    if (i < size) y[i] = T(erf(wide<T>(x[i])));
+    Several<T> own(x, size);
+#pragma unroll
+    for (ENTRIES(k, i, size)) y[i] = T(erf(wide<T>(own.at[k])));
 }
 
 template <typename T>
 __global__ void gelu(const T* x, T* y, T* slope, int size) {
-    int i = row();
-    if (i >= size) return;
-    wide<T> value = wide<T>(x[i]), half = wide<T>(0.5);
-    wide<T> below = half * erfc(value * wide<T>(-0.70710678118654752440));
-    wide<T> density = wide<T>(0.39894228040143267794) * exp(-half * value * value);
-    y[i] = T(value * below);
-    slope[i] = T(below + value * density);
+    Several<T> own(x, size);
+#pragma unroll
+    for (ENTRIES(k, i, size)) {
+        wide<T> value = wide<T>(own.at[k]), half = wide<T>(0.5);
+        wide<T> below = half * erfc(value * wide<T>(-0.70710678118654752440));
+        wide<T> density = wide<T>(0.39894228040143267794) * exp(-half * value * value);
+        y[i] = T(value * below);
+        slope[i] = T(below + value * density);
+    }
 }
 """
 
@@ -80,4 +87,5 @@ def gelu(x: Any) -> tuple[Any, Any]:
 
 def _sweep(name: str, x: Any, *others: Any) -> None:
     """Run a kernel over all entries of arrays of one shape."""
-    _cuda.launch(SOURCE, name, x.dtype, x.size, 1, namespace(x).ascontiguousarray(x), *others, x.size)
+    threads = -(-x.size // _cuda.EACH)
+    _cuda.launch(SOURCE, name, x.dtype, threads, 1, namespace(x).ascontiguousarray(x), *others, x.size)

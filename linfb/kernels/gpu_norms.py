@@ -1,8 +1,9 @@
 """Normalisation and sums over rows in few passes over memory on a CUDA device.
 
-Twins of :mod:`linfb.kernels.reference_norms`, where they are explained. Sums over rows are taken over `SLICE` rows by
-one thread, then over as many of these sums, until one is left; sums over features by the 32 threads of a warp, which
-exchange theirs. Both orders depend on shapes alone.
+Twins of :mod:`linfb.kernels.reference_norms`, where they are explained. Sums over rows are taken by blocks, 32 columns
+wide where there are as many, over slices: of `SLICE` rows, or so long that there are `SLICE` of them; then over the
+sums of slices. So two launches do, and the threads of a block share a slice. Sums over features are taken by the 32
+threads of a warp, which exchange theirs. Both orders depend on shapes alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 from linfb.backend import namespace
 from linfb.kernels import _cuda
+from linfb.kernels._cuda import WARP
 from linfb.kernels.reference_norms import shifted
 
 __all__ = [
@@ -19,63 +21,83 @@ __all__ = [
     "shifted",
 ]  # fmt: skip
 
-SLICE = 64
-WARP = 32
+SLICE = 256
 SOURCE = """
+template <typename V>
+__device__ V block_sum(V value) {  // over the rows of a block, for each of its columns; right in the first row
+    __shared__ V held[256];
+    int own = threadIdx.y * blockDim.x + threadIdx.x;
+    held[own] = value;
+    for (int half = blockDim.y / 2; half > 0; half /= 2) {
+        __syncthreads();
+        if (threadIdx.y < half) held[own] += held[own + half * blockDim.x];
+    }
+    value = held[own];
+    __syncthreads();
+    return value;
+}
+
 template <typename T>
 __global__ void sums(const T* x, const wide<T>* centre, wide<T>* out, int slices, int rows, int columns, int length) {
-    int s = row();
-    if (s >= slices) return;
-    int last = rows - s * length < length ? rows : (s + 1) * length;
-    for (COLUMNS(c, columns)) {
-        wide<T> sum = 0;
-        for (int r = s * length; r < last; r++) {
-            wide<T> value = wide<T>(x[(long long)r * columns + c]);
-            if (centre) { value -= centre[c]; value *= value; }
-            sum += value;
+    int run = blockIdx.x / slices, first = blockIdx.x % slices * length;
+    int last = rows - first < length ? rows : first + length, c = blockIdx.y * blockDim.x + threadIdx.x;
+    wide<T> sum = 0;
+    if (c < columns) {
+        const T* own = x + (long long)run * rows * columns + c;
+        wide<T> middle = centre ? centre[run * columns + c] : wide<T>(0);
+        for (int r = first + threadIdx.y; r < last; r += blockDim.y) {
+            wide<T> value = wide<T>(own[(long long)r * columns]) - middle;
+            sum += centre ? value * value : value;
         }
-        out[(long long)s * columns + c] = sum;
     }
+    sum = block_sum(sum);
+    if (threadIdx.y == 0 && c < columns) out[(long long)blockIdx.x * columns + c] = sum;
 }
 
 template <typename T>
 __global__ void products(const T* x, const T* factor, wide<T>* out, int slices, int rows, int columns, int length) {
-    int s = row();
-    if (s >= slices) return;
-    int last = rows - s * length < length ? rows : (s + 1) * length;
-    for (COLUMNS(c, columns)) {
-        wide<T> sum = 0, product = 0;
-        for (int r = s * length; r < last; r++) {
-            wide<T> value = wide<T>(x[(long long)r * columns + c]);
+    int run = blockIdx.x / slices, first = blockIdx.x % slices * length;
+    int last = rows - first < length ? rows : first + length, c = blockIdx.y * blockDim.x + threadIdx.x;
+    wide<T> sum = 0, product = 0;
+    if (c < columns) {
+        long long start = (long long)run * rows * columns + c;
+        for (int r = first + threadIdx.y; r < last; r += blockDim.y) {
+            wide<T> value = wide<T>(x[start + (long long)r * columns]);
             sum += value;
-            product += value * wide<T>(factor[(long long)r * columns + c]);
+            product += value * wide<T>(factor[start + (long long)r * columns]);
         }
-        out[2ll * s * columns + c] = product;
-        out[(2ll * s + 1) * columns + c] = sum;
+    }
+    product = block_sum(product);
+    sum = block_sum(sum);
+    if (threadIdx.y == 0 && c < columns) {
+        out[2ll * blockIdx.x * columns + c] = product;
+        out[(2ll * blockIdx.x + 1) * columns + c] = sum;
     }
 }
 
 template <typename T>
 __global__ void normalise(const T* x, const wide<T>* mean, const wide<T>* inverse, const T* gain, const T* shift, T* y,
-                          T* normalised, int rows, int columns) {
+                          T* normalised, int rows, int per_run, int columns) {
     int r = row();
     if (r >= rows) return;
     for (COLUMNS(c, columns)) {
         long long at = (long long)r * columns + c;
-        wide<T> value = (wide<T>(x[at]) - mean[c]) * inverse[c];
+        int own = r / per_run * columns + c;
+        wide<T> value = (wide<T>(x[at]) - mean[own]) * inverse[own];
         normalised[at] = T(value);
-        y[at] = T(wide<T>(gain[c]) * value + wide<T>(shift[c]));
+        y[at] = T(wide<T>(gain[own]) * value + wide<T>(shift[own]));
     }
 }
 
 template <typename T>
 __global__ void project(const T* delta, const T* normalised, const wide<T>* mean, const wide<T>* slope,
-                        const wide<T>* scale, T* out, int rows, int columns) {
+                        const wide<T>* scale, T* out, int rows, int per_run, int columns) {
     int r = row();
     if (r >= rows) return;
     for (COLUMNS(c, columns)) {
         long long at = (long long)r * columns + c;
-        out[at] = T((wide<T>(delta[at]) - mean[c] - wide<T>(normalised[at]) * slope[c]) * scale[c]);
+        int own = r / per_run * columns + c;
+        out[at] = T((wide<T>(delta[at]) - mean[own] - wide<T>(normalised[at]) * slope[own]) * scale[own]);
     }
 }
 
@@ -87,10 +109,12 @@ __device__ V warp_sum(V value) {
 
 template <typename T>
 __global__ void normalise_rows(const T* x, const T* gain, const T* shift, T* y, T* normalised, T* inverse,
-                               wide<T> epsilon, int rows, int columns) {
+                               wide<T> epsilon, int rows, int per_run, int columns) {
     int r = row();
     if (r >= rows) return;
     long long start = (long long)r * columns;
+    gain += r / per_run * columns;
+    shift += r / per_run * columns;
     wide<T> sum = 0, squares = 0;
     for (COLUMNS(c, columns)) sum += wide<T>(x[start + c]);
     wide<T> mean = warp_sum(sum) / columns;
@@ -109,10 +133,11 @@ __global__ void normalise_rows(const T* x, const T* gain, const T* shift, T* y, 
 
 template <typename T>
 __global__ void project_rows(const T* delta, const T* normalised, const T* inverse, const T* gain, T* out, int rows,
-                             int columns) {
+                             int per_run, int columns) {
     int r = row();
     if (r >= rows) return;
     long long start = (long long)r * columns;
+    gain += r / per_run * columns;
     wide<T> mean = 0, slope = 0;
     for (COLUMNS(c, columns)) {
         wide<T> error = wide<T>(delta[start + c]) * wide<T>(gain[c]);
@@ -129,10 +154,9 @@ __global__ void project_rows(const T* delta, const T* normalised, const T* inver
 """
 
 
-def feature_sums(delta: Any) -> Any:
-    """Return the sums over all rows."""
-    rows = _rows(delta)
-    return _cast(_total("sums", rows, None), delta)
+def feature_sums(delta: Any, leading: int = 0) -> Any:
+    """Return the sums over all rows, after the shape of `leading` axes that are kept."""
+    return _cast(_total("sums", delta, None, leading), delta).reshape((*delta.shape[:leading], delta.shape[-1]))
 
 
 def feature_variances(x: Any) -> Any:
@@ -140,32 +164,37 @@ def feature_variances(x: Any) -> Any:
     return namespace(x).var(x, axis=tuple(range(x.ndim - 1)))
 
 
-def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
+def norm_grad(delta: Any, normalised: Any, leading: int = 0) -> tuple[Any, Any]:
     """Return the gradients of gain and shift."""
-    products, sums = _gradients(delta, normalised)
-    return _cast(products, delta), _cast(sums, delta)
+    shape = (*delta.shape[:leading], delta.shape[-1])
+    products, sums = (_cast(gradient, delta).reshape(shape) for gradient in _gradients(delta, normalised, leading))
+    return products, sums
 
 
 def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any, Any, Any]:
     """Normalise every feature over all rows, then apply gain and shift."""
-    xp, rows = namespace(x), _rows(x)
-    n, columns = rows.shape
-    mean = _total("sums", rows, None) / n
-    variance = _total("sums", rows, mean) / n
+    xp, rows, per_run, leading = namespace(x), _rows(x), _per_run(x, gain), gain.ndim - 1
+    mean = _total("sums", x, None, leading) / per_run
+    variance = _total("sums", x, mean, leading) / per_run
     inverse = 1 / xp.sqrt(variance + epsilon)
     y, normalised = xp.empty_like(rows), xp.empty_like(rows)
-    _cuda.launch(SOURCE, "normalise", x.dtype, n, columns, rows, mean, inverse, gain, shift, y, normalised, n, columns)
-    moments = (_cast(moment, x) for moment in (inverse, mean, variance))
+    _cuda.launch(
+        SOURCE, "normalise", x.dtype, *rows.shape,
+        rows, mean, inverse, gain, shift, y, normalised, rows.shape[0], per_run, rows.shape[1],
+    )  # fmt: skip
+    moments = (_cast(moment, x).reshape(gain.shape) for moment in (inverse, mean, variance))
     return y.reshape(x.shape), normalised.reshape(x.shape), *moments
 
 
 def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
     """Return the error at the input of :func:`batch_norm`."""
-    xp, rows, scaled = namespace(delta), _rows(delta), _rows(normalised)
-    n, columns = rows.shape
-    slope, mean = (gradient / n for gradient in _gradients(rows, scaled))
+    xp, rows, scaled, per_run = namespace(delta), _rows(delta), _rows(normalised), _per_run(delta, gain)
+    slope, mean = (gradient / per_run for gradient in _gradients(delta, normalised, gain.ndim - 1))
     scale, out = xp.astype(gain * inverse_deviation, slope.dtype), xp.empty_like(rows)
-    _cuda.launch(SOURCE, "project", delta.dtype, n, columns, rows, scaled, mean, slope, scale, out, n, columns)
+    _cuda.launch(
+        SOURCE, "project", delta.dtype, *rows.shape,
+        rows, scaled, mean, slope, scale, out, rows.shape[0], per_run, rows.shape[1],
+    )  # fmt: skip
     return out.reshape(delta.shape)
 
 
@@ -176,7 +205,7 @@ def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     y, normalised, inverse = xp.empty_like(rows), xp.empty_like(rows), xp.empty((*x.shape[:-1], 1), dtype=x.dtype)
     _cuda.launch(
         SOURCE, "normalise_rows", x.dtype, n, WARP,
-        rows, gain, shift, y, normalised, inverse, float(epsilon), n, columns,
+        rows, gain, shift, y, normalised, inverse, float(epsilon), n, _per_run(x, gain), columns,
     )  # fmt: skip
     return y.reshape(x.shape), normalised.reshape(x.shape), inverse
 
@@ -186,24 +215,40 @@ def layer_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: A
     xp, rows = namespace(delta), _rows(delta)
     n, columns = rows.shape
     out, inverse = xp.empty_like(rows), xp.ascontiguousarray(inverse_deviation)
-    _cuda.launch(SOURCE, "project_rows", delta.dtype, n, WARP, rows, _rows(normalised), inverse, gain, out, n, columns)
+    _cuda.launch(
+        SOURCE, "project_rows", delta.dtype, n, WARP,
+        rows, _rows(normalised), inverse, gain, out, n, _per_run(delta, gain), columns,
+    )  # fmt: skip
     return out.reshape(delta.shape)
 
 
-def _gradients(delta: Any, normalised: Any) -> tuple[Any, Any]:
-    """Return the sums over rows of products and of errors, in the precision of sums."""
-    rows = _rows(delta)
-    both = _total("products", rows, _rows(normalised))
-    return both[: rows.shape[1]], both[rows.shape[1] :]
+def _gradients(delta: Any, normalised: Any, leading: int) -> tuple[Any, Any]:
+    """Return the sums over rows of products and of errors, shape (run, features), in the precision of sums."""
+    both, columns = _total("products", delta, _rows(normalised), leading), delta.shape[-1]
+    return both[:, :columns], both[:, columns:]
 
 
-def _total(name: str, rows: Any, other: Any) -> Any:
-    """Return what a kernel sums over rows, in slices and slices of slices."""
-    xp, (n, columns) = namespace(rows), rows.shape
-    slices, wide = max(1, -(-n // SLICE)), xp.float64 if rows.dtype == xp.float64 else xp.float32
-    out = xp.empty((slices, 2 * columns if name == "products" else columns), dtype=wide)
-    _cuda.launch(SOURCE, name, rows.dtype, slices, columns, rows, other, out, slices, n, columns, SLICE)
-    return out[0, :] if slices == 1 else _total("sums", out, None)
+def _total(name: str, x: Any, other: Any, leading: int = 1) -> Any:
+    """Return what a kernel sums over the rows of each run, in slices and slices of slices, shape (run, ...)."""
+    xp, columns = namespace(x), x.shape[-1]
+    runs, n = (math.prod(x.shape[part]) for part in (slice(0, leading), slice(leading, -1)))
+    length = max(SLICE, -(-n // SLICE))
+    slices, (_, along) = max(1, -(-n // length)), _cuda.block(columns, WARP)
+    out = xp.empty((runs, slices, 2 * columns if name == "products" else columns), dtype=getattr(xp, _wide(x)))
+    _cuda.launch(
+        SOURCE, name, x.dtype, runs * slices * along, columns,
+        xp.ascontiguousarray(x), other, out, slices, n, columns, length, most=WARP,
+    )  # fmt: skip
+    return out[:, 0, :] if slices == 1 else _total("sums", out, None)
+
+
+def _wide(x: Any) -> str:
+    return _cuda.wide(x.dtype).__name__
+
+
+def _per_run(x: Any, gain: Any) -> int:
+    """Return how many rows share a gain."""
+    return math.prod(x.shape[gain.ndim - 1 : -1])
 
 
 def _rows(x: Any) -> Any:

@@ -11,11 +11,11 @@ from typing import Any
 
 from linfb.backend import namespace, transpose
 from linfb.kernels import _cuda
+from linfb.kernels._cuda import WARP
 from linfb.kernels.reference_sequences import _merge, _split
 
 __all__ = ["attention", "attention_pull", "token_sums"]
 
-WARP = 32
 SOURCE = """
 template <typename V>
 __device__ V warp_sum(V value) {

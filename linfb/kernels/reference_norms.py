@@ -1,7 +1,9 @@
 """Normalisation and sums over rows, written plainly in the array-API standard. The oracles.
 
 Every function has a twin of the same name and signature in :mod:`linfb.kernels.cpu_norms`. Features are on the last
-axis; all axes before it are rows.
+axis; all axes before it are rows. Of an ensemble all arrays have a leading run axis: where there are weights (a gain,
+an offset) of shape (run, features), each run has rows, moments and sums of its own; where there are none, `leading`
+says how many axes come before the rows.
 """
 
 from __future__ import annotations
@@ -18,13 +20,13 @@ __all__ = [
 
 
 def shifted(x: Any, offset: Any) -> Any:
-    """Return x (..., features) plus an offset (features,)."""
-    return x + offset
+    """Return x (..., features) plus an offset (features,); x (run, ..., features) plus one (run, features)."""
+    return x + _spread(offset, x)
 
 
-def feature_sums(delta: Any) -> Any:
-    """Return the sums over all rows, shape (features,)."""
-    return namespace(delta).sum(delta, axis=_rows(delta))
+def feature_sums(delta: Any, leading: int = 0) -> Any:
+    """Return the sums over all rows, shape (features,), after the shape of `leading` axes that are kept."""
+    return namespace(delta).sum(delta, axis=_rows(delta, leading))
 
 
 def feature_variances(x: Any) -> Any:
@@ -32,15 +34,17 @@ def feature_variances(x: Any) -> Any:
     return namespace(x).var(x, axis=tuple(range(x.ndim - 1)))
 
 
-def norm_grad(delta: Any, normalised: Any) -> tuple[Any, Any]:
+def norm_grad(delta: Any, normalised: Any, leading: int = 0) -> tuple[Any, Any]:
     """Return the gradients of gain and shift, shape (features,) each.
 
     Parameters
     ----------
     delta, normalised : array, shape (..., features)
         Error at the output, and what the gain multiplies.
+    leading : int
+        Number of axes before the rows, which the gradients have too.
     """
-    return feature_sums(delta * normalised), feature_sums(delta)
+    return feature_sums(delta * normalised, leading), feature_sums(delta, leading)
 
 
 def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any, Any, Any]:
@@ -49,30 +53,31 @@ def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     Parameters
     ----------
     x : array, shape (..., features)
-    gain, shift : array, shape (features,)
+    gain, shift : array, shape (features,) or (run, features)
     epsilon : float
         Added to the variance.
 
     Returns
     -------
     y, normalised : array, shape (..., features)
-    inverse_deviation, mean, variance : array, shape (features,)
+    inverse_deviation, mean, variance : array of the shape of the gain
         The variance divides by the number of rows.
     """
-    xp, rows = namespace(x), _rows(x)
+    xp, rows = namespace(x), _rows(x, gain.ndim - 1)
     mean = xp.mean(x, axis=rows)
-    centred = x - mean
+    centred = x - _spread(mean, x)
     variance = xp.mean(centred * centred, axis=rows)
     inverse = 1 / xp.sqrt(variance + epsilon)
-    normalised = centred * inverse
-    return gain * normalised + shift, normalised, inverse, mean, variance
+    normalised = centred * _spread(inverse, x)
+    return _spread(gain, x) * normalised + _spread(shift, x), normalised, inverse, mean, variance
 
 
 def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
     """Return the error at the input of :func:`batch_norm`, through mean and variance as well."""
-    products, sums = norm_grad(delta, normalised)
-    rows = math.prod(delta.shape[:-1])
-    return (delta - sums / rows - normalised * (products / rows)) * (gain * inverse_deviation)
+    leading = gain.ndim - 1
+    rows = math.prod(delta.shape[leading:-1])
+    slope, mean = (_spread(gradient / rows, delta) for gradient in norm_grad(delta, normalised, leading))
+    return (delta - mean - normalised * slope) * _spread(gain * inverse_deviation, delta)
 
 
 def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any]:
@@ -81,7 +86,7 @@ def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     Parameters
     ----------
     x : array, shape (..., features)
-    gain, shift : array, shape (features,)
+    gain, shift : array, shape (features,) or (run, features)
     epsilon : float
         Added to the variance.
 
@@ -94,16 +99,23 @@ def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     centred = x - xp.mean(x, axis=-1, keepdims=True)
     inverse = 1 / xp.sqrt(xp.mean(centred * centred, axis=-1, keepdims=True) + epsilon)
     normalised = centred * inverse
-    return gain * normalised + shift, normalised, inverse
+    return _spread(gain, x) * normalised + _spread(shift, x), normalised, inverse
 
 
 def layer_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
     """Return the error at the input of :func:`layer_norm`, through mean and variance as well."""
-    xp, error = namespace(delta), delta * gain
+    xp, error = namespace(delta), delta * _spread(gain, delta)
     mean = xp.mean(error, axis=-1, keepdims=True)
     slope = xp.mean(error * normalised, axis=-1, keepdims=True)
     return (error - mean - normalised * slope) * inverse_deviation
 
 
-def _rows(x: Any) -> tuple[int, ...]:
-    return tuple(range(x.ndim - 1))
+def _rows(x: Any, leading: int) -> tuple[int, ...]:
+    return tuple(range(leading, x.ndim - 1))
+
+
+def _spread(weights: Any, x: Any) -> Any:
+    """Return weights (features,) as they are; those of runs, (run, features), so that each acts on its own rows."""
+    if weights.ndim == 1:
+        return weights
+    return namespace(weights).reshape(weights, (weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1]))

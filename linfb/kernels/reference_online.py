@@ -6,13 +6,16 @@ import numpy as np
 
 __all__ = ["online_sgd"]
 
+BLOCK = 8
+"""Cutting a compiled run into two changes no bit where this many steps, or a multiple of it, lie before the cut."""
+
 
 def online_sgd(weights, P, Q, gains, inputs, labels, step_size, weight_decay, way, q_rate, p_rate, on_labels, direct):
     """Advance one linear network by a gradient step per entry of `inputs`, in place.
 
     Parameters
     ----------
-    weights, P, Q : tuple of (out, in), (rank, out), (rank, in) arrays
+    weights, P, Q : tuple of (out, in), (rank, out), (rank, in) arrays of one precision
         One entry per layer; those of P and Q for the first layer are not used. P of zero rows is the identity.
     gains : (layer,) array
     inputs, labels : (step, batch, in), (step, batch, out) arrays

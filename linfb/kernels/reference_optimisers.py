@@ -1,6 +1,9 @@
 """Optimiser steps written plainly in the array-API standard: new arrays, nothing overwritten. The oracles.
 
 Every function has a twin of the same name and signature in :mod:`linfb.kernels.cpu_optimisers`, which works in place.
+
+Of an ensemble all arrays have a leading run axis, and `learning_rate`, `coupled` and `decoupled` may be NumPy arrays of
+shape (run,), one number for each run. Muon takes the first axis for that of runs if its learning rate is such an array.
 """
 
 from __future__ import annotations
@@ -12,6 +15,14 @@ from linfb._threads import rows
 from linfb.backend import namespace, transpose
 
 __all__ = ["adam", "amsgrad", "muon", "orthogonalised", "rmsprop", "sgd"]
+
+
+def _spread(number: Any, value: Any) -> Any:
+    """Return a number as it is, and those of runs so that each acts on its own part of a value (run, ...)."""
+    if not hasattr(number, "shape"):
+        return number
+    xp = namespace(value)
+    return xp.reshape(xp.asarray(number, dtype=value.dtype), (*number.shape, *(1,) * (value.ndim - number.ndim)))
 
 
 def sgd(
@@ -48,11 +59,11 @@ def sgd(
     -------
     value, velocity : array
     """
-    direction = gradient = gradient + coupled * value
+    direction = gradient = gradient + _spread(coupled, value) * value
     if velocity is not None:
         velocity = momentum * velocity + gradient
         direction = gradient + lookahead * velocity if lookahead else velocity
-    return (1 - learning_rate * decoupled) * value - learning_rate * direction, velocity
+    return _spread(1 - learning_rate * decoupled, value) * value - _spread(learning_rate, value) * direction, velocity
 
 
 def rmsprop(
@@ -84,7 +95,7 @@ def rmsprop(
     -------
     value, second, mean, velocity : array
     """
-    gradient = gradient + coupled * value
+    gradient = gradient + _spread(coupled, value) * value
     second = alpha * second + (1 - alpha) * gradient * gradient
     variance = second
     if mean is not None:
@@ -93,7 +104,8 @@ def rmsprop(
     direction = gradient / (namespace(second).sqrt(variance) + epsilon)
     if velocity is not None:
         direction = velocity = momentum * velocity + direction
-    return (1 - learning_rate * decoupled) * value - learning_rate * direction, second, mean, velocity
+    kept, move = _spread(1 - learning_rate * decoupled, value) * value, _spread(learning_rate, value) * direction
+    return kept - move, second, mean, velocity
 
 
 def adam(
@@ -126,11 +138,11 @@ def adam(
     -------
     value, first, second : array
     """
-    gradient = gradient + coupled * value
+    gradient = gradient + _spread(coupled, value) * value
     first = beta1 * first + (1 - beta1) * gradient
     second = beta2 * second + (1 - beta2) * gradient * gradient
     move = _move(first, second, learning_rate, beta1, beta2, epsilon, step)
-    return (1 - learning_rate * decoupled) * value - move, first, second
+    return _spread(1 - learning_rate * decoupled, value) * value - move, first, second
 
 
 def amsgrad(
@@ -148,17 +160,18 @@ def amsgrad(
     step: int,
 ) -> tuple[Any, Any, Any, Any]:
     """Take one step of AMSGrad: as :func:`adam`, with the largest second moment so far in the denominator."""
-    gradient = gradient + coupled * value
+    gradient = gradient + _spread(coupled, value) * value
     first = beta1 * first + (1 - beta1) * gradient
     second = beta2 * second + (1 - beta2) * gradient * gradient
     largest = namespace(second).maximum(largest, second)
     move = _move(first, largest, learning_rate, beta1, beta2, epsilon, step)
-    return (1 - learning_rate * decoupled) * value - move, first, second, largest
+    return _spread(1 - learning_rate * decoupled, value) * value - move, first, second, largest
 
 
 def _move(first: Any, second: Any, learning_rate: float, beta1: float, beta2: float, epsilon: float, step: int) -> Any:
     scale = 1 / math.sqrt(1 - beta2**step)
-    return learning_rate / (1 - beta1**step) * first / (namespace(second).sqrt(second) * scale + epsilon)
+    rate = _spread(learning_rate / (1 - beta1**step), first)
+    return rate * first / (namespace(second).sqrt(second) * scale + epsilon)
 
 
 def muon(
@@ -176,8 +189,8 @@ def muon(
 
     Parameters
     ----------
-    value, gradient, average : array, shape (out, ...)
-        At least two axes; the average of gradients is zero before the first step.
+    value, gradient, average : array, shape (out, ...) or (run, out, ...)
+        A matrix at least; the average of gradients is zero before the first step.
     learning_rate, momentum : float
     lookahead : float
         The momentum again for Nesterov's form; 0 for the plain one.
@@ -190,13 +203,14 @@ def muon(
     -------
     value, average : array
     """
-    gradient = gradient + coupled * value
+    gradient = gradient + _spread(coupled, value) * value
     average = momentum * average + (1 - momentum) * gradient
     direction = (1 - lookahead) * gradient + lookahead * average if lookahead else average
-    matrix = namespace(value).reshape(direction, (value.shape[0], -1))
-    scale = learning_rate * math.sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
+    runs = getattr(learning_rate, "ndim", 0)
+    matrix = namespace(value).reshape(direction, (*value.shape[: runs + 1], -1))
+    scale = _spread(learning_rate * math.sqrt(max(1.0, matrix.shape[-2] / matrix.shape[-1])), matrix)
     move = namespace(value).reshape(scale * orthogonalised(matrix, steps), value.shape)
-    return (1 - learning_rate * decoupled) * value - move, average
+    return _spread(1 - learning_rate * decoupled, value) * value - move, average
 
 
 def orthogonalised(matrix: Any, steps: int) -> Any:
@@ -210,16 +224,16 @@ def orthogonalised(matrix: Any, steps: int) -> Any:
 
     Parameters
     ----------
-    matrix : array, shape (out, in)
+    matrix : array, shape (..., out, in)
     steps : int
         Five take singular values above 0.0015 of the Frobenius norm into [0.67, 1.21]; smaller ones grow 485-fold.
 
     Returns
     -------
-    array, shape (out, in)
+    array, shape (..., out, in)
     """
-    xp, wide = namespace(matrix), matrix.shape[0] <= matrix.shape[1]
-    norm = xp.sqrt(xp.sum(matrix * matrix))
+    xp, wide = namespace(matrix), matrix.shape[-2] <= matrix.shape[-1]
+    norm = xp.sqrt(xp.sum(matrix * matrix, axis=(-2, -1), keepdims=True))
     x = (matrix if wide else transpose(matrix)) / xp.maximum(norm, xp.full_like(norm, 1e-7))
     for _ in range(steps):
         square = rows(x, transpose(x))

@@ -44,10 +44,11 @@ def advance(
 
     weights = tuple(np.array(W) for W in state.weights)
     n_runs = len(weights[0])
-    P, Q, gains = [np.zeros((n_runs, 0, 0))], [np.zeros((n_runs, 0, 0))], [np.ones(n_runs)]
-    for W, channel in zip(weights[1:], state.channels, strict=True):
-        P.append(np.zeros((n_runs, 0, W.shape[1])) if channel.P is None else np.array(channel.P))
-        Q.append(np.zeros((n_runs, 0, W.shape[2])) if channel.Q is None else np.array(channel.Q))
+    none = np.zeros((n_runs, 0, 0), weights[0].dtype)
+    P, Q, gains = [none], [none], [np.ones(n_runs)]
+    for channel in state.channels:
+        P.append(none if channel.P is None else np.array(channel.P))
+        Q.append(none if channel.Q is None else np.array(channel.Q))
         gains.append(np.broadcast_to(np.ravel(channel.gain), n_runs))
     gain = np.stack(gains, axis=1)
     way, on = _WAYS[type(rule.mirror)], getattr(rule.reader, "on", "errors")
@@ -60,8 +61,11 @@ def advance(
             step_size, weight_decay, way, *rates, on == "labels", rule.source == "network",
         )  # fmt: skip
 
-    with ThreadPoolExecutor(min(n_runs, os.cpu_count() or 1)) as pool:
-        list(pool.map(run, range(n_runs)))
+    if n_runs == 1:
+        run(0)
+    else:
+        with ThreadPoolExecutor(min(n_runs, os.cpu_count() or 1)) as pool:
+            list(pool.map(run, range(n_runs)))
     channels = tuple(
         Channel(None if channel.P is None else p, None if channel.Q is None else q, channel.gain)
         for channel, p, q in zip(state.channels, P[1:], Q[1:], strict=True)

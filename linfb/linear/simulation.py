@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,8 @@ import numpy as np
 from linfb._plan import Observe, Recorder, plan
 from linfb.backend import device_namespace, stream
 from linfb.engine.layers.dense import Dense
+from linfb.kernels.reference_online import BLOCK
+from linfb.linear.coordinates import coordinates_of
 from linfb.linear.flow import State, backward, dynamic, flow, replace_dynamic
 from linfb.linear.online import advance, compiled
 from linfb.linear.solvers import Problem, Solver, named
@@ -26,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["initial_state", "simulate"]
 
-_BLOCK = 1024  # samples of a run that are drawn together (at least one step's)
+_SAMPLES = 1024  # of a run that are drawn together (at least one step's)
 
 
 def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) -> tuple[State, InitialChannels]:
@@ -54,7 +57,7 @@ def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) 
     return State(tuple(weights), tuple(channel for channel in made.channels if channel is not None)), made
 
 
-def _stacked(states: Sequence[State], xp: Any) -> State:
+def _stacked(states: Sequence[State], xp: Any, dtype: Any) -> State:
     """Join the states of all runs along a leading run axis, zero-padding channels to the largest rank.
 
     Rows of zeros in P and Q carry nothing and stay zero under every rule; M is padded with the identity.
@@ -67,14 +70,14 @@ def _stacked(states: Sequence[State], xp: Any) -> State:
         padded = [blank((rows, array.shape[1])) for array in arrays]
         for large, array in zip(padded, arrays, strict=True):
             large[: array.shape[0], : array.shape[1]] = array
-        return xp.asarray(np.stack(padded))
+        return xp.asarray(np.stack(padded), dtype=dtype)
 
     weights = tuple(join([state.weights[i] for state in states]) for i in range(len(states[0].weights)))
     channels = []
     for i in range(len(states[0].channels)):
         parts = [state.channels[i] for state in states]
         gains = [part.gain for part in parts]
-        gain = 1.0 if set(gains) == {1.0} else xp.asarray(np.reshape(gains, (-1, 1, 1)).astype(float))
+        gain = 1.0 if set(gains) == {1.0} else xp.asarray(np.reshape(gains, (-1, 1, 1)), dtype=dtype)
         P, Q = (join([getattr(part, name) for part in parts]) for name in ("P", "Q"))
         channels.append(Channel(P, Q, gain, join([part.M for part in parts], lambda shape: np.eye(shape[0]))))
     return State(weights, tuple(channels))
@@ -87,17 +90,19 @@ class _Sampler:
     task: Task
     seeds: Sequence[int]
     xp: Any
+    dtype: Any
     _drawn: dict[str, Any] = field(default_factory=dict)
 
     def __call__(self, first: int, limit: int, batch_size: int) -> tuple[Any, Any]:
-        steps = max(1, _BLOCK // batch_size)
+        steps = max(1, _SAMPLES // batch_size)
+        steps -= steps % BLOCK if steps > BLOCK else 0
         block, offset = divmod(first, steps)
         if self._drawn.get("block") != (block, batch_size):
             draws = {seed: self._block(seed, block, steps, batch_size) for seed in dict.fromkeys(self.seeds)}
             self._drawn.update(block=(block, batch_size), draws=draws)
         distinct, last = self._drawn["draws"], min(offset + limit, steps)
         stacked = (np.stack([distinct[seed][i][offset:last] for seed in self.seeds], axis=1) for i in (0, 1))
-        inputs, labels = (self.xp.asarray(array) for array in stacked)
+        inputs, labels = (self.xp.asarray(array, dtype=self.dtype) for array in stacked)
         return inputs, labels
 
     def _block(self, seed: int, block: int, steps: int, batch_size: int) -> list[np.ndarray]:
@@ -115,6 +120,7 @@ def simulate(
     ranks: Sequence[int] | None = None,
     weight_decay: float = 0.0,
     method: str | Solver = "dop853",
+    coordinates: str = "auto",
     observe: Observe = ("loss", "mode_strength"),
     device: str | ModuleType = "cpu",
     progress: bool = False,
@@ -140,6 +146,10 @@ def simulate(
     method : {"dop853", "rk4", "euler", "sgd"} or Solver
         A solver of :mod:`linfb.linear.solvers`; a name stands for its default settings. "euler" is full-batch gradient
         descent, "sgd" online learning on fresh samples.
+    coordinates : {"auto", "reduced", "full"}
+        What flows are integrated in: the input directions of the task and of the starting weights, which the first
+        layer never leaves if inputs are whitened, or all inputs. "auto" takes the former where that is exact and
+        clearly fewer. What is observed is full-sized either way. Online learning meets all inputs.
     observe : str, sequence of str, or mapping
         Names from ``linfb.observables.NAMED``, or a mapping from names to functions of a
         :class:`~linfb.observables.Snapshot` that return arrays with a leading run axis.
@@ -190,39 +200,47 @@ def simulate(
         raise ValueError("reader with every > 1 rests in steps of training; simulate has no such steps")
     solver, xp = named(method), device_namespace(device)
     made = [initial_state(task, network, member, seed=seed) for member, seed in runs.runs]
-    state = _stacked([one for one, _ in made], xp)
+    dtype = getattr(xp, getattr(solver, "dtype", "float64"))
+    state = _stacked([one for one, _ in made], xp, dtype)
     rule, recorder = runs.rules[0], Recorder(runs)
-    moments = tuple(xp.asarray(array) for array in task.moment_set())
+    inward = coordinates_of(task, state.weights[0], coordinates, solver)
+    within = inward.of(state)
 
-    def velocity(arrays: list[Any], data: tuple[Any, Any] = moments) -> list[Any]:
-        return dynamic(rule, flow(rule, runs.weight_decay, replace_dynamic(rule, state, arrays), *data))
+    @cache
+    def moments() -> tuple[Any, ...]:
+        return tuple(xp.asarray(array, dtype=dtype) for array in task.moment_set())
+
+    def velocity(arrays: list[Any], data: tuple[Any, Any] | None = None) -> list[Any]:
+        now = replace_dynamic(rule, within, arrays)
+        return dynamic(rule, flow(rule, runs.weight_decay, now, *(data or inward.moments or moments())))
 
     def online(arrays: list[Any], inputs: Any, labels: Any, step_size: float) -> list[Any]:
         now = replace_dynamic(rule, state, arrays)
         return dynamic(rule, advance(rule, runs.weight_decay, now, inputs, labels, step_size))
 
     def snapshot(arrays: list[Any], start: Snapshot | None) -> Snapshot:
-        now = replace_dynamic(rule, state, arrays)
+        now = inward.back(replace_dynamic(rule, within, arrays))
         return Snapshot(
             task, rule, now.weights, now.channels, start,
-            passes=lambda: backward(rule, now, *moments),
-            velocities=lambda: flow(rule, runs.weight_decay, now, *moments).weights,
+            passes=lambda: backward(rule, now, *moments()),
+            velocities=lambda: flow(rule, runs.weight_decay, now, *moments()).weights,
         )  # fmt: skip
 
     def result() -> xr.Dataset:
         return recorder.dataset(
             [list(channels.ranks.values()) for _, channels in made],
             method=solver,
+            input_coordinates=inward.described,
             device=getattr(device, "__name__", device),
             capped=sorted({layer for _, channels in made for layer in channels.capped}),
         )
 
-    start = snapshot(dynamic(rule, state), None)
+    start = snapshot(dynamic(rule, within), None)
     fast = online if compiled(rule) and isinstance(state.weights[0], np.ndarray) else None
-    problem = Problem(velocity, _Sampler(task, [seed for _, seed in runs.runs], xp), len(made), xp, fast)
+    problem = Problem(velocity, _Sampler(task, [seed for _, seed in runs.runs], xp, dtype), len(made), xp, fast)
     with np.errstate(over="ignore", invalid="ignore"):
         try:
-            states = solver.solve(problem, dynamic(rule, state), runs.times)
+            states = solver.solve(problem, dynamic(rule, within), runs.times)
             rows = zip(runs.times.tolist(), states, strict=True)
             for time, arrays in tqdm(rows, total=runs.times.size, disable=not progress, desc=rule.name):
                 now = snapshot(arrays, start)

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 
-from linfb._checks import integer, real
+from linfb._checks import choice, integer, real
 from linfb.backend import to_numpy
+from linfb.kernels.reference_online import BLOCK
 
 __all__ = ["SGD", "Dop853", "Euler", "Problem", "RungeKutta4", "Solver", "named"]
 
@@ -52,7 +53,11 @@ class Problem:
 
 @runtime_checkable
 class Solver(Protocol):
-    """How a state is carried from one recorded time to the next."""
+    """How a state is carried from one recorded time to the next.
+
+    A solver that never draws samples may say so by a class attribute ``follows_flow = True``: the input coordinates can
+    then be reduced. An attribute ``dtype`` ("float32") sets the precision of the arrays, "float64" without it.
+    """
 
     def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
         """Yield the arrays at each of `times`; time starts at 0."""
@@ -76,6 +81,7 @@ class Dop853:
 
     rtol: float = 1e-8
     atol: float = 1e-11
+    follows_flow: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         real("rtol", self.rtol, at_least=1e-13)
@@ -137,6 +143,7 @@ class RungeKutta4:
     """
 
     step_size: float = 1e-2
+    follows_flow: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         real("step_size", self.step_size, above=0.0)
@@ -172,6 +179,7 @@ class Euler:
     """
 
     step_size: float = 1e-2
+    follows_flow: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         real("step_size", self.step_size, above=0.0)
@@ -200,32 +208,38 @@ class SGD:
         Learning rate in units of tau; recorded times must be multiples of it.
     batch_size : int
         Samples per step.
+    dtype : {"float64", "float32"}
+        Precision of the whole simulation, samples drawn in double precision and rounded.
     """
 
     step_size: float = 1e-3
     batch_size: int = 1
+    dtype: str = "float64"
 
     def __post_init__(self) -> None:
         real("step_size", self.step_size, above=0.0)
         integer("batch_size", self.batch_size, at_least=1)
+        choice("dtype", self.dtype, ("float64", "float32"))
 
     def solve(self, problem: Problem, arrays: Arrays, times: np.ndarray) -> Iterator[Arrays]:
-        """Yield the arrays at each of `times`."""
-        done = 0
+        """Yield the arrays at each of `times`; which times are recorded changes no bit."""
+        compiled, done = problem.online is not None and self.batch_size <= _SMALL_BATCH, 0
         for target in _whole_steps(times, self.step_size, "SGD"):
-            while done < target:
-                inputs, labels = problem.draw(done, target - done, self.batch_size)
-                arrays = self._advance(problem, arrays, inputs, labels)
-                done += inputs.shape[0]
-                _finite(problem, arrays, done * self.step_size, self.step_size)
-            yield arrays
+            whole = target - target % (BLOCK if compiled else 1)
+            arrays, done = self._advanced(problem, compiled, arrays, done, whole), whole
+            yield self._advanced(problem, compiled, arrays, done, target)
 
-    def _advance(self, problem: Problem, arrays: Arrays, inputs: Any, labels: Any) -> Arrays:
-        if problem.online is not None and self.batch_size <= _SMALL_BATCH:
-            return problem.online(arrays, inputs, labels, self.step_size)
-        for step in range(inputs.shape[0]):
-            velocities = problem.field(arrays, (inputs[step, ...], labels[step, ...]))
-            arrays = [a + self.step_size * v for a, v in zip(arrays, velocities, strict=True)]
+    def _advanced(self, problem: Problem, compiled: bool, arrays: Arrays, done: int, target: int) -> Arrays:
+        while done < target:
+            inputs, labels = problem.draw(done, target - done, self.batch_size)
+            if compiled and problem.online is not None:
+                arrays = problem.online(arrays, inputs, labels, self.step_size)
+            else:
+                for step in range(inputs.shape[0]):
+                    velocities = problem.field(arrays, (inputs[step, ...], labels[step, ...]))
+                    arrays = [a + self.step_size * v for a, v in zip(arrays, velocities, strict=True)]
+            done += inputs.shape[0]
+            _finite(problem, arrays, done * self.step_size, self.step_size)
         return arrays
 
 

@@ -322,6 +322,11 @@ class Normative(Mirror):
         if self.restart_every is not None:
             integer("restart_every", self.restart_every, at_least=1)
 
+    @property
+    def capturable(self) -> bool:
+        """Whether all steps are alike: none starts again."""
+        return self.restart_every is None
+
     def initial(self, layer: Layer, P: Any, weights: Any, shape: tuple[int, ...], rng: np.random.Generator) -> Channel:
         """Return P and Q at the start."""
         return Channel(*_factors(weights, shape[0]))

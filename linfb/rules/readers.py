@@ -218,6 +218,7 @@ class SimilarityMatching(Reader):
     every: int = 1
     name: ClassVar[str] = "similarity_matching"
     learns: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False  # solving for z may wait on the host
 
     def __post_init__(self) -> None:
         _check_adaptive(self)

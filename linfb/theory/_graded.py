@@ -26,7 +26,7 @@ def log_bounded_phi(rate: np.ndarray, t: np.ndarray) -> np.ndarray:
 
 def exp_or_zero(exponent: np.ndarray) -> np.ndarray:
     """Return exp(exponent), zero below 1e-43: products of such numbers are subnormal, which slows arithmetic down."""
-    return np.where(exponent > -100.0, np.exp(exponent), 0.0)
+    return np.exp(exponent, out=np.zeros(exponent.shape), where=exponent > -100.0)
 
 
 def graded_basis(rows: np.ndarray, log_weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -45,22 +45,26 @@ def graded_basis(rows: np.ndarray, log_weight: np.ndarray) -> tuple[np.ndarray, 
         ``rows @ basis``, with exact zeros where a row depends on larger ones up to rounding.
     """
     n_columns = rows.shape[1]
-    rest, norms = rows.copy(), np.linalg.norm(rows, axis=1)
+    rest, floor = rows.copy(), ROUNDING**2 * _squares(rows)
     basis, rotated = np.zeros((n_columns, n_columns)), np.zeros(rows.shape)
     for j in range(n_columns):
-        size = np.linalg.norm(rest, axis=1)
-        rest[size <= ROUNDING * norms] = 0.0
+        size = _squares(rest)
+        rest[size <= floor] = 0.0
         with np.errstate(divide="ignore"):
-            pivot = np.argmax(np.where(size > ROUNDING * norms, np.log(size) + log_weight, -np.inf))
+            pivot = np.argmax(np.where(size > floor, 0.5 * np.log(size) + log_weight, -np.inf))
         if not np.any(rest[pivot]):
             basis[:, j:] = np.linalg.svd(basis[:, :j].T, full_matrices=True)[2][j:].T
             break
         vector = rest[pivot] - basis[:, :j] @ (basis[:, :j].T @ rest[pivot])
         basis[:, j] = vector / np.linalg.norm(vector)
         rotated[:, j] = rest @ basis[:, j]
-        rest -= np.outer(rotated[:, j], basis[:, j])
+        rest -= rotated[:, j, None] * basis[:, j]
         rest[pivot] = 0.0
     return basis, rotated
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->i", rows, rows)
 
 
 def scaled_columns(

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.linalg.blas import dtrsm
+from scipy.linalg.lapack import dpotrf
 
 from linfb._checks import real, real_array, times_array
 from linfb.theory._graded import ROUNDING, exp_or_zero, graded_basis, log_bounded_phi, log_phi, scaled_columns
@@ -19,31 +23,51 @@ BLOCK = 16  # times worked on at once: bounds memory
 class _Rows:
     """X1 and P X2 as a sum of rows that grow at one exponential rate each; hidden coordinates reduced to their rank.
 
+    Rows that neither grow nor shrink share one function of time, so that they enter by their products with each other.
+
     Attributes
     ----------
-    sigma : numpy.ndarray, shape (row,)
-        Growth rate of a row without decay: +sigma_i, then -sigma_i, then 0.
-    rows : numpy.ndarray, shape (row, hidden)
+    sigma : numpy.ndarray, shape (2 mode,)
+        Growth rate of a row without decay: +sigma_i, then -sigma_i.
+    rows : numpy.ndarray, shape (2 mode, hidden)
         Start of each row.
-    inputs : numpy.ndarray, shape (in, mode + still)
-        Input pattern of the pair of rows of a mode, then of each row that stands still.
+    still : numpy.ndarray, shape (still, hidden)
+        The rows at rest.
+    inputs : numpy.ndarray, shape (in, mode)
+        Input pattern of the pair of rows of a mode.
+    still_inputs : numpy.ndarray, shape (in, hidden)
+        The rows at rest, as far as they belong to X1, in input coordinates.
     readout : numpy.ndarray, shape (out, hidden)
         Start of the second layer.
-    teacher : numpy.ndarray, shape (out, mode + still)
-        The task's answers to the input patterns.
+    teacher : numpy.ndarray, shape (out, in)
+        The task, A.
     """
 
     sigma: np.ndarray
     rows: np.ndarray
+    still: np.ndarray
     inputs: np.ndarray
+    still_inputs: np.ndarray
     readout: np.ndarray
     teacher: np.ndarray
 
-    def fold(self, coefficients: np.ndarray) -> np.ndarray:
-        """Add the two rows of each mode: (time, row, hidden) to (time, mode + still, hidden)."""
-        modes = np.count_nonzero(self.sigma > 0)
-        both = coefficients[:, :modes] + coefficients[:, modes : 2 * modes]
-        return np.concatenate([both, coefficients[:, 2 * modes :]], axis=1)
+    @cached_property
+    def patterns(self) -> np.ndarray:
+        """All input patterns, shape (mode + hidden, in)."""
+        return np.concatenate([self.inputs, self.still_inputs], axis=1).T
+
+    def rotated(self, time: float, decay: float) -> _Rows:
+        """Rotate the hidden units so that they take up the rows from the largest at `time` to the smallest."""
+        rates = np.concatenate([self.sigma, np.zeros(len(self.still))])
+        log_weight = 0.5 * log_phi(2 * (rates - decay), np.array([time]))[0]
+        basis, rows = graded_basis(np.concatenate([self.rows, self.still]), log_weight)
+        return replace(
+            self,
+            rows=rows[: len(self.rows)],
+            still=rows[len(self.rows) :],
+            still_inputs=self.still_inputs @ basis,
+            readout=self.readout @ basis,
+        )
 
 
 def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_decay: float = 0.0) -> np.ndarray:
@@ -126,17 +150,17 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     times = times_array("times", times)
     decay = real("weight_decay", weight_decay, at_least=0.0)
     _require_balance(W1, P @ W2)
-    maps = np.zeros((len(times), *A.shape))
-    maps[times == 0] = W2 @ W1
-    modes, late = _decompose(A, W1, W2, P), np.flatnonzero(times > 0)
-    if late.size == 0 or modes.rows.size == 0:
-        return maps
-    start = _rotated(modes, _log_weights(modes, times[-1:], decay)[0])
-    for block in np.split(late, range(BLOCK, late.size, BLOCK)):
-        maps[block], doubtful = _by_cholesky(*_factors(start, times[block], decay))
-        for i in block[doubtful]:
-            own = _rotated(modes, _log_weights(modes, times[i : i + 1], decay)[0])
-            maps[i] = _by_qr(*_factors(own, times[i : i + 1], decay))[0]
+    maps, first = np.empty((len(times), *A.shape)), np.count_nonzero(times == 0)
+    maps[:first] = W2 @ W1
+    modes = _decompose(A, W1, W2, P)
+    start = modes.rotated(times[-1], decay) if first < len(times) else modes
+    for begin in range(first, len(times), BLOCK):
+        block = slice(begin, begin + BLOCK)
+        answers, doubtful = _answers(start, times[block], decay, _by_cholesky)
+        np.matmul(answers, start.patterns, out=maps[block])
+        for i in begin + np.flatnonzero(doubtful):
+            own = modes.rotated(times[i], decay)
+            maps[i] = _answers(own, times[i : i + 1], decay, _by_qr)[0][0] @ own.patterns
     return maps
 
 
@@ -159,55 +183,66 @@ def _decompose(A: np.ndarray, W1: np.ndarray, W2: np.ndarray, P: np.ndarray) -> 
     seen = sigma > max(P.shape[0], A.shape[1]) * np.finfo(float).eps * sigma.max(initial=0.0)
     left, sigma, right = left[:, seen], sigma[seen], right[seen].T
     x, y = right.T @ X1, left.T @ (P @ X2)
-    still = np.concatenate([X1 - right @ x, P @ X2 - left @ y])
-    still_basis, still_rows = np.linalg.qr(still)
-    rows = np.concatenate([(x + y) / np.sqrt(2), (x - y) / np.sqrt(2), still_rows])
+    still_inputs = X1 - right @ x
+    still = np.linalg.qr(np.concatenate([still_inputs, P @ X2 - left @ y]), mode="r")
+    rows = np.concatenate([(x + y) / np.sqrt(2), (x - y) / np.sqrt(2), still])
     rows[np.linalg.norm(rows, axis=1) <= ROUNDING * np.linalg.norm(rows)] = 0.0
-    inputs = np.concatenate([right / np.sqrt(2), still_basis[: A.shape[1]]], axis=1)
-    return _Rows(np.concatenate([sigma, -sigma, np.zeros(len(still_rows))]), rows, inputs, X2, A @ inputs)
+    moving = 2 * len(sigma)
+    return _Rows(np.concatenate([sigma, -sigma]), rows[:moving], rows[moving:], right / np.sqrt(2), still_inputs, X2, A)
 
 
-def _log_weights(modes: _Rows, times: np.ndarray, decay: float) -> np.ndarray:
-    """Log of the root of each row's share of the integral G, shape (time, row)."""
-    return 0.5 * log_phi(2 * (modes.sigma - decay), times)
+def _answers(modes: _Rows, times: np.ndarray, decay: float, weigh: Callable) -> tuple[np.ndarray, np.ndarray]:
+    """Return X2 (S^T S)^-1 X1^T in coordinates of the input patterns at all times, and where that is doubtful.
 
-
-def _rotated(modes: _Rows, log_weight: np.ndarray) -> _Rows:
-    """Rotate the hidden units so that they take up the rows from the largest to the smallest."""
-    basis, rows = graded_basis(modes.rows, log_weight)
-    return replace(modes, rows=rows, readout=modes.readout @ basis)
-
-
-def _factors(modes: _Rows, times: np.ndarray, decay: float) -> tuple[np.ndarray, ...]:
-    """Return S, X1, X2 and the inputs, map = X2 (S^T S)^-1 X1^T inputs^T, hidden columns of size of order one."""
-    rate, log_weight = 2 * (modes.sigma - decay), _log_weights(modes, times, decay)
-    pairs = np.count_nonzero(modes.sigma > 0)
+    S^T S is the matrix that is inverted in :func:`exact_map`, its hidden columns scaled to size of order one.
+    """
+    rate, pairs = 2 * (modes.sigma - decay), modes.inputs.shape[1]
+    log_weight = 0.5 * log_phi(rate, times)  # of the root of a row's share of the integral
     growing, log_scale = scaled_columns(modes.rows[:pairs], log_weight[:, :pairs], floor=0.0)
     unit = exp_or_zero(-log_scale)[:, None, :]
-    other = np.exp(log_weight[:, pairs:])[:, :, None] * (modes.rows[pairs:] * unit)
-    integral = np.concatenate([growing, other], axis=1)
-    # relative to its row in G, a row of X1 is exp(rate t) / sqrt(phi(2 rate)) = 1 / sqrt(phi(-2 rate))
-    now = exp_or_zero(-0.5 * log_phi(-rate, times))
+    shrinking = np.exp(log_weight[:, pairs:])[:, :, None] * (modes.rows[pairs:] * unit)
+    moving = np.concatenate([growing, shrinking], axis=1)
+    resting = np.exp(0.5 * log_phi(np.array([-2 * decay]), times))[:, :, None] * unit
+    # relative to its row in S, one of X1 is exp(rate t) / sqrt(phi(2 rate)) = 1 / sqrt(phi(-2 rate))
+    now = exp_or_zero(-0.5 * log_phi(-rate, times))[:, :, None]
     lag = np.where(modes.sigma > decay, 0.0, np.maximum(modes.sigma, 0.0) - decay)
     past = np.exp(lag * times[:, None] + log_bounded_phi(modes.sigma, times) - log_bounded_phi(rate, times) / 2)
-    X1 = modes.fold(now[:, :, None] * integral)
-    X2 = modes.teacher @ modes.fold(past[:, :, None] * integral)
-    X2 += modes.readout * (exp_or_zero(-decay * times)[:, None, None] * unit)
-    return np.concatenate([integral, unit * np.eye(unit.shape[2])], axis=1), X1, X2, modes.inputs
+    faded = exp_or_zero(-decay * times)[:, None, None] * unit
+    X1 = _pairs(now * moving)
+    X2 = (modes.teacher @ modes.inputs) @ _pairs(past[:, :, None] * moving)
+    X2 += (modes.readout + times[:, None, None] * (modes.teacher @ modes.still_inputs)) * faded
+    answers, doubtful = weigh(moving, modes.still, resting, unit, X2)
+    return np.concatenate([answers @ X1.transpose(0, 2, 1), answers * faded], axis=2), doubtful
 
 
-def _by_cholesky(S: np.ndarray, X1: np.ndarray, X2: np.ndarray, inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the maps from the normal equations, and which of them are to be done with more care."""
-    gram = S.transpose(0, 2, 1) @ S
-    try:
-        pivots = np.diagonal(np.linalg.cholesky(gram), axis1=1, axis2=2)
-        size = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
-    except np.linalg.LinAlgError:
-        return np.zeros((len(S), X2.shape[1], inputs.shape[0])), np.ones(len(S), dtype=bool)
-    maps = (X1 @ np.linalg.solve(gram, X2.transpose(0, 2, 1))).transpose(0, 2, 1) @ inputs.T
-    return maps, np.any(pivots < PIVOT * size, axis=1)
+def _pairs(rows: np.ndarray) -> np.ndarray:
+    """Add the two rows of each mode: (time, 2 mode, hidden) to (time, mode, hidden)."""
+    modes = rows.shape[1] // 2
+    return rows[:, :modes] + rows[:, modes:]
 
 
-def _by_qr(S: np.ndarray, X1: np.ndarray, X2: np.ndarray, inputs: np.ndarray) -> np.ndarray:
+def _by_cholesky(
+    moving: np.ndarray, still: np.ndarray, resting: np.ndarray, unit: np.ndarray, X2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return X2 (S^T S)^-1 from the normal equations, and at which times it is to be done with more care."""
+    gram = moving.transpose(0, 2, 1) @ moving
+    gram += (still.T @ still) * (resting * resting.transpose(0, 2, 1))
+    np.einsum("tii->ti", gram)[...] += unit[:, 0] ** 2
+    size = np.sqrt(np.diagonal(gram, axis1=1, axis2=2))
+    answers, doubtful = np.zeros(X2.shape), np.ones(len(X2), dtype=bool)
+    for i, product in enumerate(gram):
+        factor, failed = dpotrf(product.T, lower=True, clean=False, overwrite_a=True)
+        if not failed:  # two triangular systems: LAPACK's solver of both is slower on small matrices
+            half = dtrsm(1.0, factor, X2[i].T, lower=True)
+            answers[i] = dtrsm(1.0, factor, half, lower=True, trans_a=True, overwrite_b=True).T
+            doubtful[i] = np.any(np.diagonal(factor) < PIVOT * size[i])
+    return answers, doubtful
+
+
+def _by_qr(
+    moving: np.ndarray, still: np.ndarray, resting: np.ndarray, unit: np.ndarray, X2: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return X2 (S^T S)^-1 from the triangular factor of S."""
+    S = np.concatenate([moving, still * resting, np.eye(unit.shape[2]) * unit], axis=1)
     inverse = np.linalg.inv(np.linalg.qr(S, mode="r"))
-    return (X2 @ inverse) @ (X1 @ inverse).transpose(0, 2, 1) @ inputs.T
+    return X2 @ inverse @ inverse.transpose(0, 2, 1), np.zeros(len(X2), dtype=bool)

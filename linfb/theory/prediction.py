@@ -57,6 +57,7 @@ def predict(
     ranks: Sequence[int] | None = None,
     weight_decay: float = 0.0,
     method: Any = None,
+    coordinates: Any = None,
     observe: Observe = ("loss", "mode_strength"),
     device: Any = None,
     progress: bool = False,
@@ -72,7 +73,7 @@ def predict(
     observe : str, sequence of str, or mapping
         As there, but only what depends on the network's map alone: "loss", "mode_strength", "singular_values",
         "network_map", or functions of a :class:`MapSnapshot`.
-    method, device, progress
+    method, coordinates, device, progress
         Taken so that one set of arguments serves both calls, and not used.
 
     Returns

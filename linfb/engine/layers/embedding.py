@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -149,6 +149,7 @@ class TokenEmbedding(Kernel):
 
     n_tokens: int
     n_out: int
+    capturable: ClassVar[bool] = False  # sorting tokens waits on the host
 
     def __post_init__(self) -> None:
         integer("n_tokens", self.n_tokens, at_least=1)
