@@ -255,14 +255,14 @@ def linear(setting: Setting) -> dict[str, Any]:
             try:
                 made = function()
             except ImportError as error:
-                found.append({"name": function.__name__, "sides": {str(error.name): "missing"}, "over": ["slow", "fast"],
-                              "ratio": None, "met": None})  # fmt: skip
+                sides = {str(error.name): "missing"}
+                found.append({"name": function.__name__, "sides": sides, "over": [], "ratio": None, "met": None})
                 continue
             for name, slow, fast, distance in made:
-                accuracy = {"what": "results", "value": float(distance(slow(), fast()))}
+                accuracy = {"what": "results", "value": float(distance(slow(), fast()))}  # and warm
                 found.append(row(
-                    name, {"slow": slow, "fast": fast}, setting.sizes.seconds / 2, over=("slow", "fast"), threads=1,
-                    accuracy=accuracy,
+                    name, {"slow": slow, "fast": fast}, setting.sizes.seconds / 3, over=("slow", "fast"), threads=1,
+                    accuracy=accuracy, least=3, warm_up=0,
                 ))  # fmt: skip
     return {"rows": found}
 

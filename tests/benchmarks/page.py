@@ -74,7 +74,7 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 
 def _what(row: Mapping[str, Any]) -> str:
-    return row["judged"]["what"] if "judged" in row else f"{row['over'][0]} / {row['over'][1]}"
+    return row["judged"]["what"] if "judged" in row else " / ".join(row["over"])
 
 
 def _saving(row: Mapping[str, Any]) -> str:
