@@ -2,7 +2,9 @@
 
 Inside ``with threads(n):`` BLAS runs on one thread (the caller's setting comes back afterwards) and slices go to n
 Python threads. Outside of it everything is one plain call. BLAS rounds differently for different numbers of rows, so
-what must not depend on the batch size multiplies rows in blocks of a fixed size.
+what must not depend on the batch size multiplies rows in blocks of a fixed size: of few rows where there are few, and
+otherwise of so many that BLAS, which copies the matrix once per block, spends little on that. Blocks of both sizes are
+whole tiles of its kernels and round alike.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from linfb.backend import reshape, transpose
 __all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
 
 ROWS = 64
+MANY_ROWS = 8 * ROWS
 COLUMNS = 64
-TALL = 32
+TALL = 8
 SUMS = 8
 
 
@@ -146,17 +149,18 @@ def rows(x: Any, matrix: Any) -> Any:
     result = empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
 
     def block(start: int, stop: int) -> None:
-        for i in range(start, stop, ROWS):
-            part, out = flat[i : i + ROWS], result[i : i + ROWS]
-            if len(part) == ROWS:
+        size = MANY_ROWS if stop - start == MANY_ROWS else ROWS
+        for i in range(start, stop, size):
+            part, out = flat[i : i + size], result[i : i + size]
+            if len(part) == size:
                 np.matmul(part, matrix, out=out)
             else:
                 padded = np.zeros((ROWS, flat.shape[1]), flat.dtype)
                 padded[: len(part)] = part
                 out[...] = (padded @ matrix)[: len(part)]
 
-    several = max(1, flat.shape[0] // (8 * ROWS))
-    for_slices(block, flat.shape[0], several * ROWS)
+    several = len(flat) // SUMS // ROWS * ROWS
+    for_slices(block, len(flat), min(max(several, ROWS), MANY_ROWS))
     return result.reshape(*x.shape[:-1], matrix.shape[1])
 
 
@@ -166,10 +170,13 @@ def columns(delta: Any, x: Any) -> Any:
     if not sliced(left, right):
         return transpose(left) @ right
     n, shape, dtype = left.shape[0], (left.shape[1], right.shape[1]), np.result_type(left, right)
-    if n > TALL * max(shape):
-        parts = for_slices(lambda start, stop: left[start:stop].T @ right[start:stop], n, -(-n // SUMS))
-        return sum(parts[1:], start=parts[0])
     result = empty(shape, dtype)
+    if n > TALL * max(shape):
+        size = -(-n // SUMS)
+        parts = empty((-(-n // size), *shape), dtype)
+        for_slices(lambda start, stop: np.matmul(left[start:stop].T, right[start:stop], out=parts[start // size]), n, size)
+        for_slices(lambda start, stop: np.sum(parts[:, start:stop], axis=0, out=result[start:stop]), shape[0], COLUMNS)
+        return result
 
     def block(start: int, stop: int) -> None:
         if shape[0] >= shape[1]:
