@@ -24,13 +24,14 @@ from linfb._checks import integer
 from linfb._workspace import empty, workspace
 from linfb.backend import reshape, transpose
 
-__all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
+__all__ = ["add", "columns", "for_slices", "rows", "sliced", "threads"]
 
 ROWS = 64
 MANY_ROWS = 8 * ROWS
 COLUMNS = 64
 TALL = 8
 SUMS = 8
+ENTRIES = 1 << 16
 
 
 class _Helper:
@@ -139,6 +140,16 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
     return results
 
 
+def add(left: Any, right: Any) -> Any:
+    """Return the sum of two arrays of one shape; in slices."""
+    if not sliced(left, right) or not (left.flags.c_contiguous and right.flags.c_contiguous):
+        return left + right
+    result = empty(left.shape, np.result_type(left, right))
+    first, second, out = left.reshape(-1), right.reshape(-1), result.reshape(-1)
+    for_slices(lambda a, b: np.add(first[a:b], second[a:b], out=out[a:b]), out.size, ENTRIES)
+    return result
+
+
 def rows(x: Any, matrix: Any) -> Any:
     """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows."""
     if matrix.ndim != 2:
@@ -174,8 +185,8 @@ def columns(delta: Any, x: Any) -> Any:
     if n > TALL * max(shape):
         size = -(-n // SUMS)
         parts = empty((-(-n // size), *shape), dtype)
-        for_slices(lambda start, stop: np.matmul(left[start:stop].T, right[start:stop], out=parts[start // size]), n, size)
-        for_slices(lambda start, stop: np.sum(parts[:, start:stop], axis=0, out=result[start:stop]), shape[0], COLUMNS)
+        for_slices(lambda a, b: np.matmul(left[a:b].T, right[a:b], out=parts[a // size]), n, size)
+        for_slices(lambda a, b: np.sum(parts[:, a:b], axis=0, out=result[a:b]), shape[0], COLUMNS)
         return result
 
     def block(start: int, stop: int) -> None:

@@ -6,15 +6,20 @@ import pytest
 from linfb import rules
 from linfb._threads import threads
 from linfb.backend import Key
-from linfb.engine import cross_entropy, mlp
+from linfb.engine import cross_entropy, decoder, mlp, vit
 from linfb.engine.backward import backward
 from linfb.engine.fusing import fused
+from linfb.engine.layers import TokenEmbedding
 from linfb.engine.layers.branches import Passed
 from linfb.engine.models import evaluate, forward, initial_buffers, initial_weights
 from linfb.engine.trees import flatten
 from linfb.rules.channels import initial_channels
 
-MODELS = {"mlp": mlp(7, (8, 6), 3, norm=None)}
+MODELS = {
+    "mlp": mlp(7, (8, 6), 3, norm=None),
+    "vit": vit((8, 8, 3), 5, width=12, depth=2, heads=3),  # with dropout, of which both draw the same
+    "decoder": decoder(7, 5, width=8, depth=2, heads=2),
+}
 
 
 def passes(model, dtype, seed=0):
@@ -25,8 +30,9 @@ def passes(model, dtype, seed=0):
     from linfb.engine.trees import rebuild
 
     weights = rebuild(weights, {path: value.astype(dtype) for path, value in moved.items()})
-    x = rng.standard_normal((9, *model.shape)).astype(dtype)
-    targets = np.eye(model.n_out, dtype=dtype)[rng.integers(0, model.n_out, 9)]
+    tokens = isinstance(model.layers[0], TokenEmbedding)
+    x = rng.integers(0, 5, (9, *model.shape)) if tokens else rng.standard_normal((9, *model.shape)).astype(dtype)
+    targets = np.eye(model.n_out, dtype=dtype)[rng.integers(0, model.n_out, (9, *model.shapes[-1][:-1]))]
     kernels = [weights[i] for i in model.kernels]
     channels = initial_channels(rules.backpropagation(), [model.layers[i] for i in model.kernels], kernels, seed=0)
     outputs, caches = forward(model, weights, x, Key(seed))

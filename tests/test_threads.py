@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from linfb._threads import columns, for_slices, rows, sliced, threads
+from linfb._threads import add, columns, for_slices, rows, sliced, threads
 from tests.blas_cases import rows_alike
 
 
@@ -44,6 +44,33 @@ def test_bits_do_not_depend_on_the_number_of_threads_or_on_other_rows():
         assert np.array_equal(found[0][3], found[0][0][3:20])
         with threadpool_limits(1):  # the reason for fixed blocks: a plain product of few rows rounds differently
             assert not np.array_equal(x[:3] @ matrix, (x @ matrix)[:3])
+
+
+def test_many_rows_have_the_bits_of_few():
+    x, matrix, delta = draw(4200, 70), draw(70, 24), draw(4200, 33)
+    with threads(2):
+        whole, part, gradient = rows(x, matrix), rows(x[5:40], matrix), columns(delta, x)
+    exact = x.astype(float) @ matrix
+    assert np.abs(whole - exact).max() < 70 * 2.0**-23 * np.abs(exact).max()
+    exact = delta.T.astype(float) @ x
+    assert np.abs(gradient - exact).max() < 4200**0.5 * 2.0**-23 * np.abs(exact).max()  # of independent roundings
+    assert not np.abs(gradient[::-1] - exact).max() < 4200**0.5 * 2.0**-23 * np.abs(exact).max()  # control
+    with threads(3):
+        assert np.array_equal(rows(x, matrix), whole)
+        assert np.array_equal(columns(delta, x), gradient)
+    if rows_alike("float32"):
+        assert np.array_equal(whole[5:40], part)  # from one large block and from a small one
+        with threadpool_limits(1):
+            assert not np.array_equal((x[5:8] @ matrix), whole[5:8])
+
+
+def test_sums_are_the_plain_ones():
+    x, y = draw(300, 700), draw(700, 300).T
+    with threads(2):
+        assert np.array_equal(add(x, y), x + y)
+        assert np.array_equal(add(x, np.ascontiguousarray(y)), x + y)
+    assert np.array_equal(add(x, y), x + y)
+    assert not np.array_equal(add(x, x), x + y)
 
 
 def test_the_callers_setting_comes_back_also_after_an_error():

@@ -12,7 +12,7 @@ from typing import Any
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 from numba.np.arrayobj import make_array
 
 __all__ = ["multiply", "padded"]
@@ -23,8 +23,9 @@ ROWS = 4
 _OPTIONS: Any = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 
+@register_jitable
 def padded(columns: int, itemsize: int) -> int:
-    """Return the number of columns with which a matrix ends on a whole vector."""
+    """Return the number of columns with which the rows of a matrix end on a whole vector."""
     lanes = BYTES // itemsize
     return -(-columns // lanes) * lanes
 
@@ -76,9 +77,7 @@ def _tile(rows: int, vectors: int) -> Any:
             for r in range(rows):
                 factor = spread(builder.load(pointer(builder.add(lefts[r], shift), scalar)))
                 products = [builder.fmul(factor, column, flags=("contract",)) for column in columns]
-                after.append(
-                    [builder.fadd(sums[r][v], products[v], flags=("contract",)) for v in range(vectors)]
-                )
+                after.append([builder.fadd(sums[r][v], products[v], flags=("contract",)) for v in range(vectors)])
             following = builder.add(number, constant(1))
             number.add_incoming(following, loop)
             builder.cbranch(builder.icmp_signed("<", following, length), loop, end)
