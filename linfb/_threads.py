@@ -4,7 +4,7 @@ Inside ``with threads(n):`` BLAS runs on one thread (the caller's setting comes 
 Python threads. Outside of it everything is one plain call. BLAS rounds differently for different numbers of rows, so
 what must not depend on the batch size multiplies rows in blocks of a fixed size: of few rows where there are few, and
 otherwise of so many that BLAS, which copies the matrix once per block, spends little on that. Blocks of both sizes are
-whole tiles of its kernels and round alike.
+whole tiles of its kernels; where BLAS gives a row the same bits in every place of one, it does so in both.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ COLUMNS = 64
 TALL = 8
 SUMS = 8
 ENTRIES = 1 << 16
+NARROW = 256
 
 
 class _Helper:
@@ -158,6 +159,11 @@ def rows(x: Any, matrix: Any) -> Any:
     if not sliced(x, matrix):
         return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
     result = empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
+    if _is_narrow(flat, matrix):
+        from linfb.kernels.cpu_products import narrow
+
+        for_slices(lambda a, b: narrow(flat[a:b], matrix, result[a:b]), len(flat), max(ROWS, -(-len(flat) // SUMS)))
+        return result.reshape(*x.shape[:-1], matrix.shape[1])
 
     def block(start: int, stop: int) -> None:
         size = MANY_ROWS if stop - start == MANY_ROWS else ROWS
@@ -173,6 +179,12 @@ def rows(x: Any, matrix: Any) -> Any:
     several = len(flat) // SUMS // ROWS * ROWS
     for_slices(block, len(flat), min(max(several, ROWS), MANY_ROWS))
     return result.reshape(*x.shape[:-1], matrix.shape[1])
+
+
+def _is_narrow(x: np.ndarray, matrix: np.ndarray) -> bool:
+    """Return whether a product has too few columns for BLAS to be fast, and only whole vectors of them."""
+    bytes_of_row = matrix.shape[1] * matrix.itemsize
+    return x.dtype == matrix.dtype in (np.float32, np.float64) and 0 < bytes_of_row <= NARROW and bytes_of_row % 64 == 0
 
 
 def columns(delta: Any, x: Any) -> Any:

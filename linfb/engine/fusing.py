@@ -74,7 +74,8 @@ class RowNorm(Group):
 
     def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
         """Return the gradients of gain and shift and the error at the input."""
-        gain, shift, error = cpu_norms.layer_norm_grad_pull(delta, *cache, weights["gain"])
+        normalised, inverse = cache
+        gain, shift, error = cpu_norms.layer_norm_grad_pull(delta, normalised, inverse, weights["gain"])
         return {"gain": gain, "shift": shift}, error
 
 

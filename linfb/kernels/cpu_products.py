@@ -9,17 +9,19 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 from numba.np.arrayobj import make_array
 
-__all__ = ["multiply", "padded"]
+__all__ = ["multiply", "narrow", "padded"]
 
 BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 """Size of a vector; it decides no more than speed."""
 ROWS = 4
+BLOCK = 64
 _OPTIONS: Any = {"nogil": True, "fastmath": {"contract", "nsz"}, "error_model": "numpy"}
 
 
@@ -130,3 +132,20 @@ def multiply(left, right, out):
                 _tile_12(left, right, out, i, j)
             else:
                 _tile_11(left, right, out, i, j)
+
+
+@njit(cache=True, **_OPTIONS)
+def narrow(left, right, out):
+    """Set ``out = left @ right`` for few columns, which must be whole vectors: every row has the same bits anywhere."""
+    length, columns = right.shape
+    lanes = BYTES // out.itemsize
+    wide = 3 * lanes
+    panels = np.empty(((columns + wide - 1) // wide, length, wide), out.dtype)
+    for l in range(length):
+        for j in range(columns):
+            panels[j // wide, l, j % wide] = right[l, j]
+    for first in range(0, out.shape[0], BLOCK):
+        last = min(first + BLOCK, out.shape[0])
+        for p in range(panels.shape[0]):
+            start, stop = p * wide, min((p + 1) * wide, columns)
+            multiply(left[first:last], panels[p, :, : stop - start], out[first:last, start:stop])

@@ -78,10 +78,10 @@ def _samples(heads: int, tokens: int) -> int:
 
 
 @njit(**_OPTIONS)
-def _part(x, offset, start, out):
+def _part(x, offset, start, features, out):
     """Set out, (head, token, feature), to features of one sample from `start` on plus their offset, token by token."""
-    heads, tokens, features = out.shape
-    for i in range(tokens):
+    heads = out.shape[0]
+    for i in range(x.shape[0]):
         for h in range(heads):
             first = start + h * features
             for j in range(features):
@@ -98,9 +98,9 @@ def _attention(x, y, probabilities, offset, causal):
     mixed, result = np.empty((BLOCK, room), x.dtype), np.empty(y.shape[1:], x.dtype)
     scale = kind(1 / math.sqrt(features))
     for n in range(samples):
-        _part(x[n], offset, 0, q)
-        _part(x[n], offset, y.shape[2], keys.transpose(0, 2, 1)[:, :tokens])
-        _part(x[n], offset, 2 * y.shape[2], values[:, :, :features])
+        _part(x[n], offset, 0, features, q)
+        _part(x[n], offset, y.shape[2], features, keys.transpose(0, 2, 1))
+        _part(x[n], offset, 2 * y.shape[2], features, values)
         for h in range(heads):
             weights = probabilities[n, h]
             for first in range(0, tokens, BLOCK):
@@ -146,10 +146,10 @@ def _attention_pull(delta, x, probabilities, out, offset):
     none, result = np.zeros(every, x.dtype), np.empty(x.shape[1:], x.dtype)
     scale = kind(1 / math.sqrt(features))
     for n in range(samples):
-        _part(x[n], offset, 0, q[:, :, :features])
-        _part(x[n], offset, every, keys[:, :, :features])
-        _part(x[n], offset, 2 * every, values.transpose(0, 2, 1)[:, :tokens])
-        _part(delta[n], none, 0, error[:, :, :features])
+        _part(x[n], offset, 0, features, q)
+        _part(x[n], offset, every, features, keys)
+        _part(x[n], offset, 2 * every, features, values.transpose(0, 2, 1))
+        _part(delta[n], none, 0, features, error)
         for h in range(heads):
             weights, start = probabilities[n, h], h * features
             causal = _looks_back(weights)
