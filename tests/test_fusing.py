@@ -6,10 +6,10 @@ import pytest
 from linfb import rules
 from linfb._threads import threads
 from linfb.backend import Key
-from linfb.engine import cross_entropy, mlp, resnet20, retina, vgg_like
+from linfb.engine import cross_entropy, decoder, mlp, resnet20, retina, vgg_like, vit
 from linfb.engine.backward import backward
 from linfb.engine.fusing import BiasReLU, BiasReLUPool, NormReLU, NormReLUPool, fused
-from linfb.engine.layers import BatchNorm, Bias, Conv2d, Dense, MaxPool2d, ReLU
+from linfb.engine.layers import BatchNorm, Bias, Conv2d, Dense, MaxPool2d, ReLU, TokenEmbedding
 from linfb.engine.layers.branches import Passed
 from linfb.engine.models import Model, evaluate, forward, initial_buffers, initial_weights
 from linfb.engine.trees import flatten, rebuild
@@ -23,6 +23,8 @@ MODELS = {
     "vgg with batch norm": vgg_like((9, 6, 2), 3, widths=(8, 9), dense=5, dropout=0.0),
     "resnet": resnet20((8, 8, 2), 3, width=2),
     "retina": retina((6, 6, 1), 3, width=3, bottleneck=2, size=3, dense=5, norm="batch"),
+    "vit": vit((8, 8, 3), 5, width=12, depth=2, heads=3),  # with dropout, of which both draw the same
+    "decoder": decoder(7, 5, width=8, depth=2, heads=2),
 }
 
 
@@ -32,8 +34,9 @@ def passes(model, dtype, seed=0):
     weights = tuple(initial_weights(model, seed))
     moved = {path: value + 0.1 * rng.standard_normal(value.shape) for path, value in flatten(weights).items()}
     weights = rebuild(weights, {path: value.astype(dtype) for path, value in moved.items()})
-    x = rng.standard_normal((9, *model.shape)).astype(dtype)
-    targets = np.eye(model.n_out, dtype=dtype)[rng.integers(0, model.n_out, 9)]
+    tokens = isinstance(model.layers[0], TokenEmbedding)
+    x = rng.integers(0, 5, (9, *model.shape)) if tokens else rng.standard_normal((9, *model.shape)).astype(dtype)
+    targets = np.eye(model.n_out, dtype=dtype)[rng.integers(0, model.n_out, (9, *model.shapes[-1][:-1]))]
     kernels = [weights[i] for i in model.kernels]
     channels = initial_channels(rules.backpropagation(), [model.layers[i] for i in model.kernels], kernels, seed=0)
     outputs, caches = forward(model, weights, x, Key(seed))

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from linfb.engine.layers import BatchNorm, Bias, GlobalAveragePool, MaxPool2d, ReLU
+from linfb.engine.layers import GELU, Attention, BatchNorm, Bias, GlobalAveragePool, LayerNorm, MaxPool2d, ReLU
+from linfb.engine.layers.attention import AttentionCache
 from linfb.engine.layers.base import Layer
 from linfb.engine.layers.batchnorm import BatchNormCache, enough_rows
 from linfb.engine.layers.branches import Passed
 from linfb.engine.models import Model
-from linfb.kernels import cpu_fused
+from linfb.kernels import cpu_fused, cpu_norms, cpu_sequences
 
 __all__ = ["apart", "fused"]
 
@@ -157,12 +158,58 @@ class Average(Group):
         return cpu_fused.average_pull(delta, cache)
 
 
+@dataclass(frozen=True)
+class BiasGELU(Group):
+    """An offset and a GELU; keeps the derivative for the way back."""
+
+    def forward(self, weights: Any, x: Any) -> tuple[Any, Any]:
+        """Return the output and its derivative."""
+        return cpu_norms.shifted_gelu(x, weights)
+
+    def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
+        """Return the gradient of the offset and the error at the input."""
+        return cpu_norms.shifted_gelu_pull(delta, cache)
+
+
+@dataclass(frozen=True)
+class RowNorm(Group):
+    """Layer normalisation by itself, whose way back makes all gradients at once."""
+
+    def forward(self, weights: Any, x: Any) -> tuple[Any, Any]:
+        """Return the output, and what the way back needs."""
+        return self.layers[0].forward(weights, x)
+
+    def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
+        """Return the gradients of gain and shift and the error at the input."""
+        normalised, inverse = cache
+        gain, shift, error = cpu_norms.layer_norm_grad_pull(delta, normalised, inverse, weights["gain"])
+        return {"gain": gain, "shift": shift}, error
+
+
+@dataclass(frozen=True)
+class BiasAttention(Group):
+    """The offset of queries, keys and values, and attention; keeps its input and the probabilities."""
+
+    def forward(self, weights: Any, x: Any) -> tuple[Any, Any]:
+        """Return the output, and what the way back needs."""
+        _, attention = self.layers
+        y, probabilities = cpu_sequences.shifted_attention(x, weights, attention.heads, attention.causal)
+        return y, AttentionCache(x, probabilities)
+
+    def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
+        """Return the gradient of the offset and the error at the input."""
+        return cpu_sequences.shifted_attention_pull(delta, cache.x, weights, cache.probabilities)
+
+
 GROUPS: tuple[tuple[tuple[type, ...], type[Group]], ...] = (
     ((Bias, ReLU, MaxPool2d), BiasReLUPool),
     ((BatchNorm, ReLU, MaxPool2d), NormReLUPool),
     ((Bias, ReLU), BiasReLU),
     ((BatchNorm, ReLU), NormReLU),
     ((GlobalAveragePool,), Average),
+    ((Bias, GELU), BiasGELU),
+    ((Bias, Attention), BiasAttention),
+    ((LayerNorm,), RowNorm),
 )
 """Kinds of layers that may follow each other, and what does them in one pass; the first that fits is taken."""
 

@@ -2,7 +2,8 @@
 
 Twins of :mod:`linfb.kernels.reference_norms`, where they are explained. Sums over rows are taken in the precision
 of the array over `BLOCK` rows and in double precision over blocks, slice by slice of a fixed number of rows and then in
-the order of the slices, whatever the number of threads. Of an ensemble, a slice is some runs with all their rows.
+the order of the slices, whatever the number of threads. Of an ensemble, a slice is some runs with all their rows. What
+:mod:`linfb.engine.fusing` calls has no twin and is not exported.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from numba import njit
 
 from linfb._threads import for_slices
 from linfb._workspace import empty
+from linfb.kernels.cpu_activations import _normal
 
 __all__ = [
     "batch_norm", "batch_norm_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull", "norm_grad",
@@ -35,6 +37,25 @@ def shifted(x: Any, offset: Any) -> Any:
     into = out.reshape(rows.shape)
     sliced(rows, lambda first, last: np.add(rows[first:last], offset, out=into[first:last]))
     return out
+
+
+def shifted_gelu(x: Any, offset: Any) -> tuple[Any, Any]:
+    """Return what GELU gives of :func:`shifted`, and its derivative; no twin but the two layers."""
+    rows, out, slope = rows_of(x), empty(x.shape, x.dtype), empty(x.shape, x.dtype)
+    into, slopes = out.reshape(rows.shape), slope.reshape(rows.shape)
+    sliced(rows, lambda first, last: _shifted_gelu(rows[first:last], offset, into[first:last], slopes[first:last]))
+    return out, slope
+
+
+def shifted_gelu_pull(delta: Any, slope: Any) -> tuple[Any, Any]:
+    """Return the sums over all rows of the error times the derivative, and that error."""
+    rows, slopes, out = rows_of(delta), rows_of(slope), empty(delta.shape, delta.dtype)
+    into = out.reshape(rows.shape)
+
+    def apply(first: int, last: int) -> np.ndarray:
+        return _shifted_gelu_pull(rows[first:last], slopes[first:last], into[first:last])
+
+    return summed(rows, apply).astype(delta.dtype), out
 
 
 def feature_sums(delta: Any, leading: int = 0) -> Any:
@@ -157,6 +178,19 @@ def layer_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: A
     return out.reshape(delta.shape)
 
 
+def layer_norm_grad_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> tuple[Any, Any, Any]:
+    """Return what :func:`norm_grad` and :func:`layer_norm_pull` do; no twin but the two."""
+    rows, scaled, inverse = rows_of(delta), rows_of(normalised), inverse_deviation.reshape(-1)
+    out = empty(rows.shape, rows.dtype)
+
+    def apply(first: int, last: int) -> np.ndarray:
+        _project_rows(rows[first:last], scaled[first:last], inverse[first:last], gain, out[first:last])
+        return _products(rows[first:last], scaled[first:last])
+
+    products, sums = summed(rows, apply)
+    return products.astype(rows.dtype), sums.astype(rows.dtype), out.reshape(delta.shape)
+
+
 def rows_of(x: np.ndarray) -> np.ndarray:
     """Return all axes but the last as one."""
     return np.ascontiguousarray(x).reshape(-1, x.shape[-1])
@@ -193,6 +227,27 @@ def sliced(rows: np.ndarray, function: Callable[[int, int], Any]) -> list[Any]:
 
 def summed(rows: np.ndarray, function: Callable[[int, int], Any]) -> np.ndarray:
     return np.sum(np.stack(sliced(rows, function)), axis=0)
+
+
+@njit(**_OPTIONS)
+def _shifted_gelu(rows, offset, out, slope):
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            value = rows[i, j] + offset[j]
+            below, density = _normal(value)
+            out[i, j] = value * below
+            slope[i, j] = below + value * density
+
+
+@njit(**_OPTIONS)
+def _shifted_gelu_pull(delta, slope, out):
+    total = np.zeros(delta.shape[1])
+    for i in range(delta.shape[0]):
+        for j in range(delta.shape[1]):
+            value = delta[i, j] * slope[i, j]
+            out[i, j] = value
+            total[j] += value
+    return total
 
 
 @njit(**_OPTIONS)

@@ -162,7 +162,8 @@ def _moments(reader: Any, view: View) -> tuple[Any, Any]:
         variances = suited("norms", rows).feature_variances(rows, rows.ndim - 2)
         largest = xp.max(variances, axis=-1)[..., None, None]
         scale = scale / xp.where(largest > 0, factor * largest, xp.ones_like(largest))
-    return scale * columns(z, z, z.ndim - 2), scale * columns(z, rows, z.ndim - 2)
+    products = scale * columns(z, rows, z.ndim - 2)
+    return products @ transpose(view.channel.filters), products
 
 
 @dataclass(frozen=True, eq=False)
