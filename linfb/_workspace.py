@@ -31,7 +31,7 @@ class Workspace:
     Attributes
     ----------
     nbytes : int
-        Memory of all blocks, in use or not: the most that was in use at once in blocks of each size.
+        Memory of all blocks, in use or not. An array is put where it wastes at most half.
 
     Examples
     --------
@@ -64,12 +64,21 @@ class Workspace:
         pages = -(-size // PAGE)
         with self._lock:
             blocks = self._blocks.setdefault(pages, [])
-            for i in range(len(blocks)):
-                if sys.getrefcount(blocks[i][0]) == self._idle:
-                    return _array(*blocks[i], shape, dtype)
-            block = np.empty(pages * PAGE + ALIGNMENT, np.uint8)
-            blocks.append((block, -block.ctypes.data % ALIGNMENT))
-            return _array(*blocks[-1], shape, dtype)
+            found = self._unused(blocks)
+            if found is None:
+                larger = sorted(size for size in self._blocks if pages < size <= 2 * pages)
+                found = next(filter(None, map(self._unused, map(self._blocks.__getitem__, larger))), None)
+            if found is None:
+                block = np.empty(pages * PAGE + ALIGNMENT, np.uint8)
+                found = block, -block.ctypes.data % ALIGNMENT
+                blocks.append(found)
+            return _array(*found, shape, dtype)
+
+    def _unused(self, blocks: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, int] | None:
+        for i in range(len(blocks)):
+            if sys.getrefcount(blocks[i][0]) == self._idle:
+                return blocks[i]
+        return None
 
 
 def _array(block: np.ndarray, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

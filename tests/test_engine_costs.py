@@ -216,7 +216,7 @@ def repeated(model, rule, batch):
     for rank, rows, n_in, n_out, labels in geometry(model, rule, batch):
         on_labels = labels and getattr(reader, "on", "") == "labels"
         if reader.name == "similarity_matching":
-            surplus["activity of connected units"] += 2 * rank * rows * ((1 + on_labels) * n_out + rank)
+            surplus["activity of connected units"] += 2 * rank * n_out * ((1 + on_labels) * rows + rank)
             solved += 2 / 3 * rank**3 + 2 * rank**2 * n_out
         if reader.name == "normative":
             surplus["residual"] += 2 * rank * n_in * n_out

@@ -69,8 +69,9 @@ def device(cuda_library, monkeypatch):
     def trained(captured, model, rule, optimizer, *, steps, step=None, **settings):
         seen, stream = {}, Replayed()
 
-        def blocks(run, data):
-            own = partial(runs._step, run, data, runs._scale(run, data[0]))
+        def blocks(group, data):
+            (run,) = group.runs
+            own = partial(runs._step, group, data, runs._scale(run, data[0]))
             own = own if step is None else step(own)
             take = partial(runs._one_by_one, own)
             if captured:
@@ -83,7 +84,8 @@ def device(cuda_library, monkeypatch):
 
             return block
 
-        monkeypatch.setattr("linfb.engine.training.blocks", blocks)
+        monkeypatch.setattr(runs, "blocks", blocks)
+        monkeypatch.setattr("linfb.engine.fusing.fused", lambda model: model)  # groups are for a CPU
         splits = DATA.splits(dtype="float32", **({"layout": "image"} if len(model.shape) == 3 else {}))
         sizes = {"train": 6 * steps // 2, "validation": 8, "test": 8}
         few = {part: Samples(*(array[:size] for array in getattr(splits, part))) for part, size in sizes.items()}

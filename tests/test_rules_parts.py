@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import fields
 
 import array_api_strict
 import numpy as np
@@ -618,7 +619,7 @@ def test_mirrors_learn_the_same_from_the_gradient_of_the_weights(kind, reader):
             cost.append(arguments)
             return super().grad(*arguments)
 
-    counted = Counted(*[getattr(layer, name) for name in layer.__dataclass_fields__])
+    counted = Counted(*[getattr(layer, field.name) for field in fields(layer)])
     gradient = layer.grad(weights, rows[1], rows[0])
     _, known = transport(rule, counted, weights, channel, rows[1], rows[0], gradient=gradient)
     assert not cost

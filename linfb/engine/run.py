@@ -281,7 +281,7 @@ def advance(now: Progress, parts: Mapping[str, Any], steps: int, bar: Any, pause
     """
     run, epoch, data = now.group.runs[0], now.epoch, parts["train"]
     orders = {
-        seed: stream(seed, "shuffle", epoch).permutation(len(data[1]))[: steps * run.batch_size].reshape(steps, -1)
+        seed: stream(seed, "shuffle", epoch).permutation(data[1].shape[0])[: steps * run.batch_size].reshape(steps, -1)
         for seed in now.group.seeds
     }
     while now.step < steps:
