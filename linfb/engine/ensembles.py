@@ -69,7 +69,7 @@ def grid(
 
     Examples
     --------
-    >>> from linfb.engine import sgd
+    >>> from linfb.engine import grid, sgd
     >>> from linfb.rules import backpropagation, low_rank
     >>> members = grid([backpropagation(), low_rank(1)], [sgd(0.1), sgd(0.3)], seeds=range(3), ranks=(1, 2))
     >>> len(members), members[-1].rule.rank, members[-1].seed
@@ -151,7 +151,7 @@ def train_ensemble(
     Examples
     --------
     >>> from linfb.datasets import load_dataset
-    >>> from linfb.engine import amsgrad, mlp
+    >>> from linfb.engine import amsgrad, grid, mlp, train_ensemble
     >>> from linfb.rules import low_rank
     >>> members = grid(low_rank(1), amsgrad(3e-3), seeds=range(2), ranks=(1, 5))
     >>> runs = train_ensemble(load_dataset("digits"), mlp(64, (32,), 10), members, epochs=2, batch_size=32,

@@ -241,13 +241,16 @@ def _step(
 
 def _batch(group: Group, data: tuple[Any, Any], scale: Any, rows: Any, number: Any) -> tuple[Any, Any]:
     """Return inputs and labels of one step, from rows (batch,), or (seed, batch) of a group with a run axis."""
-    run, xp, seeds = group.runs[0], namespace(rows), group.seeds
-    flat = xp.reshape(rows, (-1,))
-    found = [xp.reshape(xp.take(part, flat, axis=0), (*rows.shape, *part.shape[1:])) for part in data]
-    if run.augment:
+    xp, seeds = namespace(rows), group.seeds
+    found = [xp.take(part, rows if rows.ndim == 1 else xp.reshape(rows, (-1,)), axis=0) for part in data]
+    if group.leading:
+        found = [xp.reshape(part, (*rows.shape, *part.shape[1:])) for part in found]
+    if group.runs[0].augment:
         found[0] = _augmented(group, found[0], scale, number)
+    if not group.leading:
+        return found[0], found[1]
     if len(seeds) == 1:
-        return tuple(_shared(part[0, ...] if group.leading else part, group) for part in found)
+        return tuple(_shared(part[0, ...], group) for part in found)
     if len(seeds) < len(group.runs):
         places = xp.asarray([seeds.index(one.seed) for one in group.runs])
         found = [xp.take(part, places, axis=0) for part in found]
