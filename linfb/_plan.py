@@ -60,7 +60,7 @@ class Plan:
 
     @property
     def rates(self) -> dict[str, Any]:
-        """Weight decay and the rates of reader and mirror: a number, or shape (run, 1, 1) where runs differ in it."""
+        """Weight decay and the rates of reader and mirror: a number, or shape (run, 1, 1) if the call varies it."""
         each = [(run.weight_decay, run.rule.reader.rate, run.rule.mirror.rate) for run in self.runs]
         columns = dict(zip(_RATES, zip(*each, strict=True), strict=True))
         return {

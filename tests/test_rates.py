@@ -18,9 +18,9 @@ from tests.linear_cases import agree, as_users_call
 
 TASK = low_rank_teacher(12, 4, [2.0, 1.0], label_noise=0.1)
 NETWORK = LinearNetwork((12, 6, 5, 4), SmallRandom(0.7))
-OBSERVED = ("network_map", "mirror_alignment", "captured_energy", "update_rank")
+OBSERVED = ("network_map", "mirror_alignment", "captured_energy")
 TIMES = [0.4, 1.2]
-DECAYS, READERS, MIRRORS = (0.0, 0.3), (0.0, 0.5, 2.0), (0.7, 1.5)
+DECAYS, READERS, MIRRORS = (0.0, 0.3), (0.0, 2.0), (0.7, 1.5)
 
 
 def low_rank(reader=None, mirror=None):
@@ -80,14 +80,12 @@ def distance(one, other):
 @pytest.mark.parametrize("name", CASES)
 def test_rates_and_seeds_in_an_ensemble_keep_every_bit(name, method):
     build, rates = CASES[name]
-    arguments = {"method": method, "observe": ("network_map",)}
-    whole = simulate(
-        TASK, NETWORK, build(), TIMES, seeds=[0, 7], rates={"weight_decay": DECAYS} | rates, **arguments
-    )  # fmt: skip
+    arguments = {"method": method, "observe": ("network_map", "update_rank")}
+    whole = simulate(TASK, NETWORK, build(), TIMES, seeds=[0, 7], rates={"weight_decay": DECAYS} | rates, **arguments)
     assert whole.network_map.dims == ("weight_decay", *rates, "seed", "time", "out", "in")
     for member, alone in members(whole, build, rates, **arguments):
-        assert np.array_equal(member.network_map, alone.network_map)
-        assert np.array_equal(member.channel_rank, alone.channel_rank)
+        for variable in alone.data_vars:
+            assert np.array_equal(member[variable], alone[variable]), variable
 
 
 @pytest.mark.parametrize(
@@ -158,7 +156,7 @@ def test_weight_decay_across_the_threshold_of_a_fixed_channel():
     """Modes with sigma_i(PA) = s sqrt(kappa_i) above the decay are learned: one call each, simulation and theory."""
     task = low_rank_teacher(6, 8, np.ones(6))
     network, rule = LinearNetwork((6, 6, 8), Balanced(0.1)), rules.low_rank(4, reader=readers.Fixed(), mirror=ALIGNED)
-    decays = np.linspace(0.05, 0.95, 10)
+    decays = np.linspace(0.1, 1.1, 11)
     arguments = {"seeds": range(3), "ranks": [2, 4], "rates": {"weight_decay": decays}, "observe": "singular_values"}
     times = [0.0, 3.0, 300.0]
     found, exact = (call(task, network, rule, times, **arguments) for call in (simulate, predict))
@@ -174,7 +172,7 @@ def test_weight_decay_across_the_threshold_of_a_fixed_channel():
         expected = learned_modes(task.Sigma_yx, P, weight_decay=decay)
         assert int((last.sel(weight_decay=decay, rank=rank, seed=seed) > 5e-3).sum()) == expected
         agreed.add(expected)
-    assert agreed >= {0, 1, 2, 3}
+    assert agreed == {0, 1, 2, 3, 4}
     early = exact.isel(weight_decay=slice(0, -1)).singular_values.values
     with pytest.raises(AssertionError):  # the decay next to it
         agree(found.isel(weight_decay=slice(1, None)).singular_values.values, early, 1e-2)
@@ -223,7 +221,7 @@ class Stubborn:
         ({"rates": {"weight_decay": [True]}}, TypeError, r"rates\['weight_decay'\]\[0\] must be a real number"),
         ({"rates": {"weight_decay": [None]}}, TypeError, r"rates\['weight_decay'\]\[0\] must be a real number"),
         ({"rates": {"weight_decay": np.ones((2, 2))}}, TypeError, r"rates\['weight_decay'\]\[0\]"),
-        ({"rates": {"weight_decay": [0.1]}, "weight_decay": 0.1}, ValueError, "weight_decay is 0.1 and varies in rates"),
+        ({"rates": {"weight_decay": [0.2]}, "weight_decay": 0.1}, ValueError, "weight_decay is 0.1 and varies in"),
         ({"rates": {"reader_rate": [1.0]}, "rule": rules.low_rank(2, reader=readers.Fixed())}, ValueError,
          "rates cannot vary 'reader_rate': the reader 'fixed' does not learn"),
         ({"rates": {"mirror_rate": [1.0]}, "rule": rules.low_rank(2, mirror=mirrors.Exact())}, ValueError,
