@@ -126,31 +126,34 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 def _one_cell(cell: str, splits: Any, config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
-    from linfb.engine import Exponential, amsgrad, mlp, train
+    from linfb.engine import Exponential, amsgrad, grid, mlp, train_ensemble
 
     model = mlp(splits.train.x.shape[1], config.widths, splits.n_classes)
     shape = (len(config.learning_rates), len(config.seeds))
     validation, test, epoch = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
 
-    def run(i: int, j: int) -> None:
-        rate = config.learning_rates[i]
-        result = train(
-            splits, model, rule_of(cell), epochs=config.epochs, batch_size=config.batch_size,
-            optimizer=amsgrad(rate, weight_decay=config.weight_decay, decay="decoupled"),
-            schedule=Exponential(config.lr_decay), seed=config.seeds[j], device=resources.device, progress=False,
-            name=config.data,
+    def run(rates: slice, seeds: slice) -> None:
+        optimizers = [
+            amsgrad(rate, weight_decay=config.weight_decay, decay="decoupled") for rate in config.learning_rates[rates]
+        ]
+        if not (members := grid(rule_of(cell), optimizers, seeds=config.seeds[seeds])):
+            return
+        result = train_ensemble(
+            splits, model, members, epochs=config.epochs, batch_size=config.batch_size,
+            schedule=Exponential(config.lr_decay), device=resources.device, progress=False, name=config.data,
         )  # fmt: skip
-        validation[i, j] = result.validation_accuracy.max()
-        test[i, j] = result.test_accuracy.sel(weights="chosen")
-        epoch[i, j] = result.chosen_epoch
+        for table, values in (
+            (validation, result.validation_accuracy.max("epoch")),
+            (test, result.test_accuracy.sel(weights="chosen")),
+            (epoch, result.chosen_epoch),
+        ):
+            table[rates, seeds] = values.values.reshape(len(optimizers), -1)
 
     choosing = min(config.choosing_seeds, len(config.seeds))
-    for i in range(len(config.learning_rates)):
-        for j in range(choosing):
-            run(i, j)
-    best = int(np.argmax(validation[:, :choosing].mean(axis=1)))
-    for j in range(choosing, len(config.seeds)):
-        run(best, j)
+    run(slice(None), slice(choosing))
+    means = validation[:, :choosing].mean(axis=1)
+    best = int(np.argmax(np.where(np.isnan(means), -np.inf, means)))
+    run(slice(best, best + 1), slice(choosing, None))
     return xr.Dataset(
         {
             "validation": (("learning_rate", "seed"), validation),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -12,6 +13,11 @@ __all__ = ["attributes", "versions"]
 
 def versions() -> dict[str, str]:
     """Return the versions of linfb, Python and the array libraries that are installed."""
+    return dict(_versions())
+
+
+@cache
+def _versions() -> dict[str, str]:
     from linfb import __version__
 
     found = {"linfb": __version__, "python": platform.python_version()}

@@ -2,11 +2,14 @@
 
 Inside ``with threads(n):`` BLAS runs on one thread (the caller's setting comes back afterwards) and slices go to n
 Python threads. Outside of it everything is one plain call. BLAS rounds differently for different numbers of rows, so
-what must not depend on the batch size multiplies rows in blocks of a fixed size.
+what must not depend on the batch size multiplies rows in blocks of a fixed size: of few rows where there are few, and
+otherwise of so many that BLAS, which copies the matrix once per block, spends little on that. Blocks of both sizes are
+whole tiles of its kernels; where BLAS gives a row the same bits in every place of one, it does so in both.
 """
 
 from __future__ import annotations
 
+import math
 from _thread import allocate_lock
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,13 +25,18 @@ from linfb._checks import integer
 from linfb._workspace import empty, workspace
 from linfb.backend import reshape, transpose
 
-__all__ = ["columns", "for_slices", "rows", "sliced", "threads"]
+__all__ = ["add", "columns", "for_slices", "products", "rows", "sliced", "threads"]
 
 ROWS = 64  # of a product
+MANY_ROWS = 256  # of one with many positions to a sample,
+POSITIONS = 32  # at least so many
 COLUMNS = 128  # of one summed over rows
-TALL = 32  # as many rows for each of the features are summed in parts,
+TALL = 8  # as many rows for each of the features are summed in parts,
 SUMS = 8  # at most so many
 SMALL = 1 << 20  # multiplications that are not worth a thread
+WORK = 1 << 21  # multiplications of a slice of runs
+ENTRIES = 1 << 16  # of a sum
+NARROW = 256  # bytes of a row
 
 
 class _Helper:
@@ -143,40 +151,90 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
     return results
 
 
+def add(left: Any, right: Any) -> Any:
+    """Return the sum of two arrays of one shape; in slices."""
+    if not sliced(left, right) or not (left.flags.c_contiguous and right.flags.c_contiguous):
+        return left + right
+    result = empty(left.shape, np.result_type(left, right))
+    first, second, out = left.reshape(-1), right.reshape(-1), result.reshape(-1)
+    for_slices(lambda a, b: np.add(first[a:b], second[a:b], out=out[a:b]), out.size, ENTRIES)
+    return result
+
+
 def rows(x: Any, matrix: Any) -> Any:
-    """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows."""
+    """Return ``x @ matrix`` with features on the last axis of x; in slices, in blocks of a fixed number of rows.
+
+    Of an ensemble, matrices have a leading run axis, and x has it too unless it is (row, feature), the same for all.
+    """
     if matrix.ndim != 2:
-        return x @ matrix
+        y = products(_merged(x), matrix)
+        return y if x.ndim <= 3 else reshape(y, *x.shape[:-1], matrix.shape[-1])
     flat = x if x.ndim <= 2 else reshape(x, -1, x.shape[-1])
     if not sliced(x, matrix):
         return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
     result = empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
+    if _is_narrow(flat, matrix):
+        from linfb.kernels.cpu_products import narrow
+
+        for_slices(lambda a, b: narrow(flat[a:b], matrix, result[a:b]), len(flat), max(ROWS, -(-len(flat) // SUMS)))
+        return result.reshape(*x.shape[:-1], matrix.shape[1])
+
+    size = MANY_ROWS if math.prod(x.shape[1:-1]) >= POSITIONS else ROWS
 
     def block(start: int, stop: int) -> None:
-        for i in range(start, stop, ROWS):
-            part, out = flat[i : i + ROWS], result[i : i + ROWS]
-            if len(part) == ROWS:
+        for i in range(start, stop, size):
+            part, out = flat[i : i + size], result[i : i + size]
+            if len(part) == size:
                 np.matmul(part, matrix, out=out)
             else:
-                padded = np.zeros((ROWS, flat.shape[1]), flat.dtype)
+                padded = np.zeros((size, flat.shape[1]), flat.dtype)
                 padded[: len(part)] = part
                 out[...] = (padded @ matrix)[: len(part)]
 
-    several = max(1, flat.shape[0] // (8 * ROWS)) * ROWS
-    for_slices(block, flat.shape[0], several if flat.shape[0] * matrix.size > SMALL else flat.shape[0])
+    several = max(1, len(flat) // (SUMS * size)) * size
+    for_slices(block, len(flat), several if len(flat) * matrix.size > SMALL else len(flat))
     return result.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def columns(delta: Any, x: Any) -> Any:
-    """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features)."""
+def _is_narrow(x: np.ndarray, matrix: np.ndarray) -> bool:
+    """Return whether a product has too few columns for BLAS to be fast, and only whole vectors of them."""
+    bytes_of_row = matrix.shape[1] * matrix.itemsize
+    return x.dtype == matrix.dtype in (np.float32, np.float64) and 0 < bytes_of_row <= NARROW and bytes_of_row % 64 == 0
+
+
+def products(a: Any, b: Any) -> Any:
+    """Return ``a @ b``; matrices (run, ..., ...) in slices of runs."""
+    if not (a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] and sliced(a, b)):
+        return a @ b
+    result = empty((*a.shape[:2], b.shape[2]), np.result_type(a, b))
+    each = max(1, a.shape[1] * a.shape[2] * b.shape[2])
+    for_slices(lambda i, j: np.matmul(a[i:j], b[i:j], out=result[i:j]), len(a), max(1, WORK // each))
+    return result
+
+
+def _merged(x: Any) -> Any:
+    """Return x (run, ..., feature) with all rows of a run on one axis."""
+    return x if x.ndim <= 3 else reshape(x, x.shape[0], -1, x.shape[-1])
+
+
+def columns(delta: Any, x: Any, leading: int = 0) -> Any:
+    """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features).
+
+    Of an ensemble, `leading` is 1: a run axis comes first, in `x` only if there are more axes than (row, feature).
+    """
+    if leading:
+        return products(transpose(_merged(delta)), _merged(x))
     left, right = reshape(delta, -1, delta.shape[-1]), reshape(x, -1, x.shape[-1])
     if not sliced(left, right):
         return transpose(left) @ right
     n, shape, dtype = left.shape[0], (left.shape[1], right.shape[1]), np.result_type(left, right)
-    if n > TALL * max(shape):
-        parts = for_slices(lambda start, stop: left[start:stop].T @ right[start:stop], n, -(-n // SUMS))
-        return sum(parts[1:], start=parts[0])
     result = empty(shape, dtype)
+    if n > TALL * max(shape):
+        size = -(-n // SUMS)
+        parts = empty((-(-n // size), *shape), dtype)
+        for_slices(lambda a, b: np.matmul(left[a:b].T, right[a:b], out=parts[a // size]), n, size)
+        for_slices(lambda a, b: np.sum(parts[:, a:b], axis=0, out=result[a:b]), shape[0], COLUMNS)
+        return result
 
     def blocks(first: int, last: int) -> None:
         for i in range(first, last, COLUMNS):

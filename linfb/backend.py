@@ -16,7 +16,7 @@ import numpy as np
 
 from linfb._live import Live, live
 
-__all__ = ["Key", "device_namespace", "namespace", "reshape", "stream", "to_numpy", "transpose"]
+__all__ = ["Key", "Keys", "device_namespace", "namespace", "reshape", "stream", "to_numpy", "transpose"]
 
 Array = Any
 """An array of any library that follows the array-API standard (NumPy, CuPy)."""
@@ -91,7 +91,7 @@ def to_numpy(array: Any) -> np.ndarray:
     return np.asarray(array)
 
 
-def stream(seed: int, *names: str | int) -> np.random.Generator:
+def stream(seed: int, *names: str | int | Live) -> np.random.Generator:
     """Return the random generator of one purpose: the same `seed` and `names` always give the same draws.
 
     Streams with different names are independent, so that adding a draw to one purpose does not change another.
@@ -118,13 +118,13 @@ def stream(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def _digest(*names: str | int) -> bytes:
+def _digest(*names: str | int | Live) -> bytes:
     if any(isinstance(name, Live) for name in names):
         raise TypeError("a captured step cannot draw on the host: what does must say capturable = False")
     return hashlib.sha256("/".join(f"{type(name).__name__}:{name}" for name in names).encode()).digest()
 
 
-def _state(*names: str | int) -> int:
+def _state(*names: str | int | Live) -> int:
     return int.from_bytes(_digest(*names)[:8], "little")
 
 
@@ -151,9 +151,9 @@ class Key:
     """
 
     seed: int
-    names: tuple[str | int, ...] = ()
+    names: tuple[str | int | Live, ...] = ()
 
-    def at(self, *names: str | int) -> Key:
+    def at(self, *names: str | int | Live) -> Key:
         """Return the place of these names below this one."""
         return Key(self.seed, (*self.names, *names))
 
@@ -167,11 +167,52 @@ class Key:
 
         return suited("random", like).uniform(live(_state, "key", self.seed, *self.names), shape, like)
 
+    def normal_like(self, array: Any) -> Any:
+        """Return independent standard normal numbers, an array like `array`."""
+        return self.normal(array.shape, array)
+
     def normal(self, shape: tuple[int, ...], like: Any) -> Any:
         """Return independent standard normal numbers, by the transform of Box and Muller."""
         xp = namespace(like)
         radius = xp.sqrt(-2 * xp.log1p(-self.at("radius").uniform(shape, like)))
         return radius * xp.cos(2 * np.pi * self.at("angle").uniform(shape, like))
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The places of several runs: what is drawn has a leading run axis, and each run draws what it would draw alone.
+
+    Parameters
+    ----------
+    seeds : tuple of int
+        One per run.
+    names : tuple of str or int
+        As for :class:`Key`.
+    """
+
+    seeds: tuple[int, ...]
+    names: tuple[str | int, ...] = ()
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        """The place of each run."""
+        return tuple(Key(seed, self.names) for seed in self.seeds)
+
+    def at(self, *names: str | int) -> Keys:
+        """Return the places of these names below these ones."""
+        return Keys(self.seeds, (*self.names, *names))
+
+    def uniform(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return independent uniform numbers in [0, 1), shape (run, *shape)."""
+        return namespace(like).stack([key.uniform(shape, like) for key in self.keys])
+
+    def normal(self, shape: tuple[int, ...], like: Any) -> Any:
+        """Return independent standard normal numbers, shape (run, *shape)."""
+        return namespace(like).stack([key.normal(shape, like) for key in self.keys])
+
+    def normal_like(self, array: Any) -> Any:
+        """Return independent standard normal numbers, an array like `array`, whose first axis is that of runs."""
+        return self.normal(array.shape[1:], array)
 
 
 def reshape(array: Array, *shape: int) -> Array:

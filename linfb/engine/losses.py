@@ -14,7 +14,7 @@ __all__ = ["LOSSES", "cross_entropy", "one_hot", "squared_error"]
 
 
 def cross_entropy(
-    outputs: Float[Any, "*batch out"], targets: Float[Any, "*batch out"]
+    outputs: Float[Any, "*batch out"], targets: Float[Any, "*batch out"], leading: int = 0
 ) -> tuple[Any, Float[Any, "*batch out"]]:
     r"""Return softmax cross-entropy and its derivative.
 
@@ -27,10 +27,12 @@ def cross_entropy(
         Unnormalised log-probabilities a.
     targets : array, shape (batch, ..., out)
         Labels y: rows that sum to one, such as :func:`one_hot` makes.
+    leading : int
+        Number of axes before the batch; each of their entries has a loss of its own.
 
     Returns
     -------
-    loss : array, shape ()
+    loss : array, shape (); or of the leading axes
     delta : array, shape (batch, ..., out)
 
     Examples
@@ -40,16 +42,16 @@ def cross_entropy(
     >>> float(loss), delta
     (0.693147, array([[-0.5,  0.5]]))
     """
-    xp, rows = namespace(outputs, targets), math.prod(outputs.shape[:-1])
+    xp, rows, axes = namespace(outputs, targets), math.prod(outputs.shape[leading:-1]), _all_but(outputs, leading)
     shifted = outputs - xp.max(outputs, axis=-1, keepdims=True)
     exponentials = xp.exp(shifted)
     total = xp.sum(exponentials, axis=-1, keepdims=True)
-    loss = (xp.sum(xp.log(total)) - xp.sum(targets * shifted)) / rows
+    loss = (xp.sum(xp.log(total), axis=axes) - xp.sum(targets * shifted, axis=axes)) / rows
     return loss, (exponentials / total - targets) / rows
 
 
 def squared_error(
-    outputs: Float[Any, "*batch out"], targets: Float[Any, "*batch out"]
+    outputs: Float[Any, "*batch out"], targets: Float[Any, "*batch out"], leading: int = 0
 ) -> tuple[Any, Float[Any, "*batch out"]]:
     r"""Return half the squared error, summed over outputs and averaged over rows, and its derivative.
 
@@ -60,10 +62,12 @@ def squared_error(
     Parameters
     ----------
     outputs, targets : array, shape (batch, ..., out)
+    leading : int
+        As for :func:`cross_entropy`.
 
     Returns
     -------
-    loss : array, shape ()
+    loss : array, shape (); or of the leading axes
     delta : array, shape (batch, ..., out)
 
     Examples
@@ -72,9 +76,13 @@ def squared_error(
     >>> squared_error(np.array([[2.0], [0.0]]), np.zeros((2, 1)))[0]
     np.float64(1.0)
     """
-    xp, rows = namespace(outputs, targets), math.prod(outputs.shape[:-1])
+    xp, rows, axes = namespace(outputs, targets), math.prod(outputs.shape[leading:-1]), _all_but(outputs, leading)
     difference = outputs - targets
-    return xp.sum(difference * difference) / (2 * rows), difference / rows
+    return xp.sum(difference * difference, axis=axes) / (2 * rows), difference / rows
+
+
+def _all_but(array: Any, leading: int) -> tuple[int, ...] | None:
+    return tuple(range(leading, array.ndim)) if leading else None
 
 
 def one_hot(labels: Any, n_classes: int, *, like: Any, smoothing: float = 0.0) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from linfb.backend import Key, stream
+from linfb.backend import Key, Keys, stream
 
 __all__ = ["Model", "evaluate", "forward", "initial_buffers", "initial_weights", "is_kernel", "is_mark"]
 
@@ -33,6 +33,8 @@ class Model:
         Kernel layers (dense, convolution, embedding) and others between and after them.
     shape : tuple of int, optional
         Shape of one input sample; None takes a vector as wide as the first kernel layer's input.
+    leading : int
+        Number of axes before the batch: 0, or 1 for networks side by side (:mod:`linfb.engine.layers.runs`).
 
     Attributes
     ----------
@@ -55,6 +57,7 @@ class Model:
 
     layers: tuple[Any, ...]
     shape: tuple[int, ...] = ()
+    leading: int = field(default=0, repr=False)
     shapes: tuple[tuple[int, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -133,7 +136,7 @@ def _through(model: Model, x: Any, apply: Callable[[int, Any, Any], Any]) -> Any
     return x
 
 
-def forward(model: Model, weights: Sequence[Any], x: Any, key: Key | None = None) -> tuple[Any, tuple[Any, ...]]:
+def forward(model: Model, weights: Sequence[Any], x: Any, key: Key | Keys | None = None) -> tuple[Any, tuple[Any, ...]]:
     """Return the outputs in training mode and the cache of every layer.
 
     Parameters

@@ -8,28 +8,35 @@ weights alone). Equations, constants and the place of epsilon agree with PyTorch
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
+
 from linfb._checks import choice, integer, real
 from linfb._live import Live, live
-from linfb.backend import namespace
+from linfb.backend import namespace, reshape
 from linfb.kernels import reference_optimisers as reference
 from linfb.rules import Rule
 
 __all__ = [
     "Adam", "Muon", "Optimizer", "Optimizers", "Rmsprop", "Sgd", "adam", "adamw", "amsgrad", "clipped", "global_norm",
-    "muon", "rmsprop", "sgd",
+    "joined", "muon", "rmsprop", "sgd",
 ]  # fmt: skip
+
+
+PerRun = float | int | tuple[float | int, ...]
+"""A number for all runs of an ensemble, or one for each."""
 
 
 class Optimizer(Protocol):
     """What the training loop needs of an optimiser."""
 
-    learning_rate: float
-    weight_decay: float
+    learning_rate: PerRun
+    weight_decay: PerRun
 
     def init(self, value: Any) -> tuple[Any, ...]:
         """Return the state of the optimiser for one array: arrays of its shape."""
@@ -80,10 +87,10 @@ class _ByKernel(Optimizer, Protocol):
 class Sgd(_ByKernel):
     """Settings of :func:`sgd`, which describes them."""
 
-    learning_rate: float
+    learning_rate: PerRun
     momentum: float = 0.0
     lookahead: float = 0.0
-    weight_decay: float = 0.0
+    weight_decay: PerRun = 0.0
     decay: str = "coupled"
 
     def __post_init__(self) -> None:
@@ -104,12 +111,12 @@ class Sgd(_ByKernel):
 class Rmsprop(_ByKernel):
     """Settings of :func:`rmsprop`, which describes them."""
 
-    learning_rate: float = 1e-2
+    learning_rate: PerRun = 1e-2
     alpha: float = 0.99
     epsilon: float = 1e-8
     momentum: float = 0.0
     centred: bool = False
-    weight_decay: float = 0.0
+    weight_decay: PerRun = 0.0
     decay: str = "coupled"
 
     def __post_init__(self) -> None:
@@ -134,11 +141,11 @@ class Rmsprop(_ByKernel):
 class Adam(_ByKernel):
     """Settings of :func:`adam`, :func:`amsgrad` and :func:`adamw`, which describe them."""
 
-    learning_rate: float = 1e-3
+    learning_rate: PerRun = 1e-3
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-    weight_decay: float = 0.0
+    weight_decay: PerRun = 0.0
     decay: str = "coupled"
     second_moment: str = "running"
 
@@ -162,11 +169,11 @@ class Adam(_ByKernel):
 class Muon(_ByKernel):
     """Settings of :func:`muon`, which describes them."""
 
-    learning_rate: float = 1e-3
+    learning_rate: PerRun = 1e-3
     momentum: float = 0.95
     nesterov: bool = True
     steps: int = 5
-    weight_decay: float = 0.0
+    weight_decay: PerRun = 0.0
     decay: str = "decoupled"
     other: Any = None
 
@@ -180,7 +187,7 @@ class Muon(_ByKernel):
 
     def init(self, value: Any) -> tuple[Any, ...]:
         """Return the average of gradients at the start, zero; for fewer than two axes what `other` starts from."""
-        return self._other().init(value) if value.ndim < 2 else _zeros(value, 1)
+        return _zeros(value, 1) if self._is_matrix(value) else self._other().init(value)
 
     def update(
         self,
@@ -193,7 +200,7 @@ class Muon(_ByKernel):
         kernels: ModuleType = reference,
     ) -> tuple[Any, tuple[Any, ...]]:
         """Take one step, see :class:`Optimizer`."""
-        own = super().update if value.ndim >= 2 else self._other().update
+        own = super().update if self._is_matrix(value) else self._other().update
         return own(value, gradient, slots, step=step, factor=factor, kernels=kernels)
 
     def _step(self, kernels, value, gradient, slots, rate, step):
@@ -208,13 +215,14 @@ class Muon(_ByKernel):
     def _other(self) -> Any:
         if self.other is not None:
             return self.other
-        return adam(self.learning_rate, weight_decay=self.weight_decay, decay=self.decay)
+        return Adam(self.learning_rate, weight_decay=self.weight_decay, decay=self.decay)
+
+    def _is_matrix(self, value: Any) -> bool:
+        return value.ndim - isinstance(self.learning_rate, tuple) >= 2
 
 
-def _rate(learning_rate: Any, factor: float) -> Any:
-    """Return the rate of a step: a float, or an array of those of runs."""
-    rate = learning_rate * factor
-    return rate if getattr(rate, "ndim", 0) else float(rate)
+def _rate(learning_rate: PerRun, factor: float) -> Any:
+    return _number(learning_rate) * factor
 
 
 def _zeros(value: Any, count: int) -> tuple[Any, ...]:
@@ -232,13 +240,19 @@ def _optimiser(name: str, value: Any) -> None:
 
 
 def _check(optimiser: Any) -> None:
-    real("learning_rate", optimiser.learning_rate, at_least=0.0)
-    real("weight_decay", optimiser.weight_decay, at_least=0.0)
+    for name in ("learning_rate", "weight_decay"):
+        numbers = getattr(optimiser, name)
+        for number in numbers if isinstance(numbers, tuple) else (numbers,):
+            real(name, number, at_least=0.0)
     choice("decay", optimiser.decay, ("coupled", "decoupled"))
 
 
-def _decays(optimiser: Any) -> tuple[float, float]:
-    strength = optimiser.weight_decay
+def _number(numbers: PerRun) -> Any:
+    return np.array(numbers) if isinstance(numbers, tuple) else float(numbers)
+
+
+def _decays(optimiser: Any) -> tuple[Any, Any]:
+    strength = _number(optimiser.weight_decay)
     return (strength, 0.0) if optimiser.decay == "coupled" else (0.0, strength)
 
 
@@ -461,17 +475,19 @@ def muon(
     return Muon(learning_rate, momentum, nesterov, steps, weight_decay, decay, other)
 
 
-def global_norm(gradients: Mapping[str, Any]) -> Any:
+def global_norm(gradients: Mapping[str, Any], leading: int = 0) -> Any:
     r"""Return the Euclidean norm of all entries of all arrays together, :math:`\sqrt{\sum_k |g_k|^2}`.
 
     Parameters
     ----------
     gradients : mapping
         From path to array; at least one, all of one library and precision.
+    leading : int
+        Number of axes that all arrays share, of an ensemble the run axis; each of their entries has its own norm.
 
     Returns
     -------
-    array, shape ()
+    array, shape (); or of the leading axes
         On the arrays' device.
 
     Examples
@@ -481,10 +497,11 @@ def global_norm(gradients: Mapping[str, Any]) -> Any:
     5.0
     """
     xp = namespace(*gradients.values())
-    return xp.sqrt(sum(xp.sum(gradient * gradient) for gradient in gradients.values()))
+    squares = (gradient * gradient for gradient in gradients.values())
+    return xp.sqrt(sum(xp.sum(s, axis=tuple(range(leading, s.ndim)) if leading else None) for s in squares))
 
 
-def clipped(gradients: Mapping[str, Any], limit: float | None) -> Mapping[str, Any]:
+def clipped(gradients: Mapping[str, Any], limit: float | None, leading: int = 0) -> Mapping[str, Any]:
     r"""Return gradients scaled down together so that their norm is at most `limit`.
 
     .. math:: g_k \leftarrow \min\Big(1, \frac{c}{|g| + 10^{-6}}\Big)\, g_k
@@ -495,6 +512,8 @@ def clipped(gradients: Mapping[str, Any], limit: float | None) -> Mapping[str, A
         From path to array, all of one library and precision.
     limit : float, optional
         :math:`c`; None leaves the gradients as they are.
+    leading : int
+        As for :func:`global_norm`.
 
     Returns
     -------
@@ -513,9 +532,10 @@ def clipped(gradients: Mapping[str, Any], limit: float | None) -> Mapping[str, A
     """
     if limit is None or not gradients:
         return gradients
-    xp, norm = namespace(*gradients.values()), global_norm(gradients)
+    xp, norm = namespace(*gradients.values()), global_norm(gradients, leading)
     scale = xp.minimum(float(limit) / (norm + 1e-6), xp.ones_like(norm))
-    return {path: scale * gradient for path, gradient in gradients.items()}
+    return {path: reshape(scale, *scale.shape, *(1,) * (g.ndim - leading)) * g if leading else scale * g
+            for path, g in gradients.items()}  # fmt: skip
 
 
 class Part(NamedTuple):
@@ -570,4 +590,35 @@ class Optimizers:
         }
 
     def _like_W(self, decays: bool) -> Any:
-        return self.W if decays else replace(self.W, weight_decay=0.0)
+        return self.W if decays else self._without_decay
+
+    @cached_property
+    def _without_decay(self) -> Any:
+        return replace(self.W, weight_decay=0.0)
+
+    def kind(self) -> str | None:
+        """Return what optimisers of runs must share to be joined; None for those that :func:`joined` does not know."""
+        parts = (self.W, self.Q, self.P)
+        if not all(part is None or type(part) in (Sgd, Rmsprop, Adam, Muon) for part in parts):
+            return None
+        alike = [None if part is None else replace(part, learning_rate=0.0, weight_decay=0.0) for part in parts]
+        return f"{alike} {self.clip_norm}"
+
+
+def joined(optimisers: Sequence[Optimizers]) -> Optimizers:
+    """Return optimisers of one kind as one, for arrays with a leading run axis: rates and decays are one per run.
+
+    Examples
+    --------
+    >>> joined([Optimizers(sgd(0.1)), Optimizers(sgd(0.2))]).W.learning_rate
+    (0.1, 0.2)
+    """
+
+    def together(parts: Sequence[Any]) -> Any:
+        if parts[0] is None:
+            return None
+        rates, decays = (tuple(getattr(part, name) for part in parts) for name in ("learning_rate", "weight_decay"))
+        return replace(parts[0], learning_rate=rates, weight_decay=decays if len(set(decays)) > 1 else decays[0])
+
+    W, Q, P = (together([getattr(one, name) for one in optimisers]) for name in ("W", "Q", "P"))
+    return Optimizers(W, Q, P, optimisers[0].clip_norm)

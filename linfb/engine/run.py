@@ -1,9 +1,10 @@
-"""One run in its parts: what it is made of, how far it has come, and how it advances step by step."""
+"""Runs in their parts: what one is made of, how far it has come, and how several advance together, step by step."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
@@ -12,18 +13,19 @@ from typing import Any
 import numpy as np
 
 from linfb._checks import real
-from linfb.backend import Key, device_namespace, namespace, stream, to_numpy
+from linfb.backend import Key, Keys, device_namespace, namespace, stream, to_numpy
 from linfb.engine.graph import Blocks, CudaStream, Step, capturable
+from linfb.engine.layers.runs import side_by_side
 from linfb.engine.losses import LOSSES, one_hot
 from linfb.engine.models import Model, evaluate
 from linfb.engine.observables import Snapshot, snapshot
-from linfb.engine.optimisers import Optimizers
+from linfb.engine.optimisers import Optimizers, joined
 from linfb.engine.results import CURVES
-from linfb.engine.state import State, step
+from linfb.engine.state import State, of_run, stacked_states, step
 from linfb.engine.trees import flatten
 from linfb.rules import Rule
 
-__all__ = ["Progress", "Run", "advance", "blocks", "evaluated", "placed"]
+__all__ = ["Group", "Progress", "Record", "Run", "advance", "begun", "blocks", "evaluated", "placed"]
 
 _OBSERVED_ROWS = 512
 _EVALUATED_ROWS = 256
@@ -81,12 +83,13 @@ class Run:
 
 
 @dataclass
-class Progress:
-    """How far a run has come."""
+class Record:
+    """What one run has shown so far."""
 
-    state: State
-    step: int = 0
-    """Number of complete steps of the present epoch."""
+    run: Run
+    ranks: Mapping[int, int]
+    """Widths of its channels, by kernel layer."""
+    capped: tuple[int, ...]
     right: int = 0
     """Rows of the present epoch that were classified rightly."""
     losses: list[float] = field(default_factory=list)
@@ -94,11 +97,84 @@ class Progress:
     best: dict[str, Any] = field(default_factory=dict)
     chosen: int = -1
     history: dict[str, list[Any]] = field(default_factory=dict)
+    error: str | None = None
+    """Why the run has ended before its time."""
 
     @property
     def epoch(self) -> int:
         """Number of complete epochs."""
         return len(self.history["train_loss"])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that take their steps together, on arrays with a leading run axis; or one run without it."""
+
+    runs: tuple[Run, ...]
+    network: Model
+    optimisers: Optimizers
+
+    @property
+    def leading(self) -> int:
+        """Number of axes before the batch."""
+        return self.network.leading
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The different seeds."""
+        return tuple(dict.fromkeys(run.seed for run in self.runs))
+
+    @property
+    def key(self) -> Key | Keys:
+        """The place of all random numbers."""
+        return Keys(tuple(run.seed for run in self.runs)) if self.leading else Key(self.runs[0].seed)
+
+    def loss(self, outputs: Any, targets: Any) -> tuple[Any, Any]:
+        """Return the loss of every run, and its derivative with respect to the outputs."""
+        return LOSSES[self.runs[0].loss](outputs, targets, self.leading)
+
+
+def grouped(runs: Sequence[Run], together: bool) -> Group:
+    """Return runs as a group: with a run axis, or the only one without."""
+    if not together:
+        return Group(tuple(runs), runs[0].network, runs[0].optimisers)
+    from linfb.engine.fusing import apart
+
+    optimisers = joined([run.optimisers for run in runs])
+    return Group(tuple(runs), side_by_side(apart(runs[0].network), len(runs)), optimisers)
+
+
+@dataclass
+class Progress:
+    """How far the runs of a group have come, and with what."""
+
+    group: Group
+    state: State
+    records: tuple[Record, ...]
+    step: int = 0
+    """Number of complete steps of the present epoch."""
+    take: Any = None
+    """What takes blocks of steps of this group (:func:`blocks`)."""
+
+    @property
+    def epoch(self) -> int:
+        """Number of complete epochs."""
+        return self.records[0].epoch
+
+    def states(self) -> list[State]:
+        """Return the state of every run by itself."""
+        if not self.group.leading:
+            return [self.state]
+        return [of_run(self.state, r, record.ranks) for r, record in enumerate(self.records)]
+
+
+def begun(records: Sequence[Record], states: Sequence[State], step: int, together: bool) -> Progress:
+    """Return the progress of those runs that have not ended."""
+    going = [(record, state) for record, state in zip(records, states, strict=True) if record.error is None]
+    records, states = (tuple(some) for some in zip(*going, strict=True))
+    group = grouped([record.run for record in records], together)
+    state = stacked_states(states, group.runs[0].place) if together else states[0]
+    return Progress(group, state, records, step)
 
 
 def placed(run: Run, part: str) -> tuple[Any, Any]:
@@ -113,17 +189,19 @@ def _targets(run: Run, labels: Any, smoothing: float = 0.0) -> Any:
     return one_hot(labels, run.model.n_out, like=like, smoothing=smoothing)
 
 
-def blocks(run: Run, data: tuple[Any, Any]) -> Callable[..., tuple[State, Any, Any]]:
+def blocks(group: Group, data: tuple[Any, Any]) -> Callable[..., tuple[State, Any, Any]]:
     """Return what takes a block of steps on inputs and labels: captured on a GPU, if nothing in them needs the host.
 
-    It goes from the state, the rows (step, batch), number and factor of every step, and a function to call after each,
-    to the state, the losses, and how many rows were classified rightly; see :class:`linfb.engine.graph.Blocks`.
+    It goes from the state, the rows (step, ..., batch), number and factor of every step, and a function to call after
+    each, to the state, the losses, and how many rows were classified rightly; see :class:`linfb.engine.graph.Blocks`.
     """
-    xp, optimisers = device_namespace(run.device), run.optimisers
-    parts = (*run.network.layers, run.rule.reader, run.rule.mirror, *run.augment)
-    own = partial(_step, run, data, _scale(run, data[0]))
+    run, optimisers = group.runs[0], group.optimisers
+    xp, rule = device_namespace(run.device), run.rule
+    parts = (*group.network.layers, rule.reader, rule.mirror, *run.augment)
+    own = partial(_step, group, data, _scale(run, data[0]))
     if "cupy" in xp.__name__ and capturable(*parts, optimisers.W, optimisers.Q, optimisers.P):
-        return Blocks(own, xp, run.dtype, (_UNREAD_STEPS, run.batch_size), CudaStream())
+        several = ((len(group.seeds),), (len(group.runs),)) if group.leading else ((), ())
+        return Blocks(own, xp, run.dtype, (_UNREAD_STEPS, *several[0], run.batch_size), CudaStream(), runs=several[1])
     return partial(_one_by_one, own)
 
 
@@ -132,7 +210,7 @@ def _one_by_one(
 ) -> tuple[State, Any, Any]:
     losses, right = [], 0
     for i, clock in enumerate(clocks):
-        state, loss, correct = own(state, rows[i, :], *clock)
+        state, loss, correct = own(state, rows[i, ...], *clock)
         losses.append(loss)
         right = right + correct
         done()
@@ -148,74 +226,152 @@ def _scale(run: Run, x: Any) -> Any:
 
 
 def _step(
-    run: Run, data: tuple[Any, Any], scale: Any, state: State, rows: Any, number: Any, factor: Any
+    group: Group, data: tuple[Any, Any], scale: Any, state: State, rows: Any, number: Any, factor: Any
 ) -> tuple[State, Any, Any]:
-    """Take one step on rows of the data."""
-    (x, labels), key = data, Key(run.seed)
-    batch, wanted = (namespace(rows).take(part, rows, axis=0) for part in (x, labels))
-    if run.augment:
-        from linfb.datasets.augmentation import augmented
-
-        batch = augmented(batch, run.splits, run.augment, key.at("augment", number), scale)
+    """Take one step on rows of the data; return the state, the loss, and how many rows were classified rightly."""
+    run = group.runs[0]
+    batch, wanted = _batch(group, data, scale, rows, number)
     state, loss, outputs = step(
-        run.network, run.rule, LOSSES[run.loss], run.optimisers, state, batch,
+        group.network, run.rule, group.loss, group.optimisers, state, batch,
         _targets(run, wanted, run.label_smoothing), number=number, factor=factor, error_clip=run.error_clip,
-        key=key.at("step"),
+        key=group.key.at("step"),
     )  # fmt: skip
-    return state, loss, _correct(outputs, wanted)
+    return state, loss, _correct(outputs, wanted, group.leading)
 
 
-def advance(
-    run: Run, now: Progress, take: Callable[..., Any], parts: Mapping[str, Any], steps: int, bar: Any,
-    pause: Callable[[], None],
-) -> None:  # fmt: skip
-    """Advance to the end of the epoch by blocks of steps; `pause` is called after every block, when `now` is whole.
+def _batch(group: Group, data: tuple[Any, Any], scale: Any, rows: Any, number: Any) -> tuple[Any, Any]:
+    """Return inputs and labels of one step, from rows (batch,), or (seed, batch) of a group with a run axis."""
+    run, xp, seeds = group.runs[0], namespace(rows), group.seeds
+    flat = xp.reshape(rows, (-1,))
+    found = [xp.reshape(xp.take(part, flat, axis=0), (*rows.shape, *part.shape[1:])) for part in data]
+    if run.augment:
+        found[0] = _augmented(group, found[0], scale, number)
+    if len(seeds) == 1:
+        return tuple(_shared(part[0, ...] if group.leading else part, group) for part in found)
+    if len(seeds) < len(group.runs):
+        places = xp.asarray([seeds.index(one.seed) for one in group.runs])
+        found = [xp.take(part, places, axis=0) for part in found]
+    return found[0], found[1]
 
-    The order of the rows depends on seed and epoch only.
+
+def _augmented(group: Group, batch: Any, scale: Any, number: Any) -> Any:
+    """Return images of one step, (batch, ...) or (seed, batch, ...), as each seed changes them."""
+    from linfb.datasets.augmentation import augmented
+
+    run = group.runs[0]
+    batches = [batch[s, ...] for s in range(len(group.seeds))] if group.leading else [batch]
+    changed = [
+        augmented(images, run.splits, run.augment, Key(seed).at("augment", number), scale)
+        for images, seed in zip(batches, group.seeds, strict=True)
+    ]
+    return namespace(*changed).stack(changed) if group.leading else changed[0]
+
+
+def _shared(array: Any, group: Group) -> Any:
+    """Return what is the same for all runs, with a run axis if the group has one."""
+    if not group.leading:
+        return array
+    return namespace(array).broadcast_to(array[None, ...], (len(group.runs), *array.shape))
+
+
+def advance(now: Progress, parts: Mapping[str, Any], steps: int, bar: Any, pause: Callable[[], None]) -> None:
+    """Advance to the end of the epoch; `pause` is called after every step at which `now` is whole.
+
+    The order of the rows depends on seed and epoch only. Runs that are not finite any more end: their records say why.
     """
-    epoch, samples = now.epoch, parts["train"][0].shape[0]
-    order = stream(run.seed, "shuffle", epoch).permutation(samples)[: steps * run.batch_size]
-    rows = device_namespace(run.device).asarray(order.reshape(steps, run.batch_size))
-    for start in range(now.step, steps, _UNREAD_STEPS):
-        stop = min(start + _UNREAD_STEPS, steps)
-        clocks = [(epoch * steps + i + 1, run.rate(epoch + i / steps)) for i in range(start, stop)]
-        now.state, losses, right = take(now.state, rows[start:stop, :], clocks, bar.update)
-        now.losses += _read(run, losses, epoch, start)
-        now.right, now.step = now.right + int(right), stop
+    run, epoch, data = now.group.runs[0], now.epoch, parts["train"]
+    orders = {
+        seed: stream(seed, "shuffle", epoch).permutation(len(data[1]))[: steps * run.batch_size].reshape(steps, -1)
+        for seed in now.group.seeds
+    }
+    while now.step < steps:
+        group, first, last = now.group, now.step, min(now.step + _UNREAD_STEPS, steps)
+        if now.take is None:
+            now.take = blocks(group, data)
+        own = [orders[seed][first:last] for seed in group.seeds]
+        rows = device_namespace(run.device).asarray(np.stack(own, axis=1) if group.leading else own[0])
+        clocks = [(epoch * steps + i + 1, run.rate(epoch + i / steps)) for i in range(first, last)]
+        now.state, losses, right = now.take(now.state, rows, clocks, partial(bar.update, len(group.runs)))
+        _read(now, losses, right, first)
+        if not now.records:
+            return
         pause()
-    _complete(run, now, parts, steps, bar)
+    _complete(now, parts, steps, bar)
 
 
-def _read(run: Run, values: Any, epoch: int, first: int) -> list[float]:
-    """Return losses of steps, now read from the device."""
-    losses = to_numpy(values).astype(np.float64)
-    for i, loss in enumerate(losses):
-        _finite(float(loss), "loss", run, epoch, first + i)
-    return losses.tolist()
+def _read(now: Progress, losses: Any, right: Any, first: int) -> None:
+    """Record losses of steps from the step `first` on, which are read from the device now."""
+    curves = to_numpy(losses).astype(np.float64).reshape(losses.shape[0], -1)
+    counts, epoch = to_numpy(right).reshape(-1), now.epoch
+    for record, curve, count in zip(now.records, curves.T, counts, strict=True):
+        with _ending(record):
+            for i, loss in enumerate(curve):
+                _finite(float(loss), "loss", record.run, epoch, first + i)
+            record.losses += curve.tolist()
+            record.right += int(count)
+    now.step = first + len(curves)
+    _left(now)
 
 
-def _complete(run: Run, now: Progress, parts: Mapping[str, Any], steps: int, bar: Any) -> None:
-    """Close an epoch: all of `now` that belongs to it changes at once."""
-    xp, epoch, state = device_namespace(run.device), now.epoch, now.state
-    for path, array in flatten(state._replace(slots={})).items():
-        _finite(float(xp.sum(array)), path, run, epoch, steps - 1)
-    validation = evaluated(run, state, parts["validation"])
-    _finite(validation[0], "validation loss", run, epoch, steps - 1)
-    seen = _observed(run, state, parts["validation"], epoch)
-    terms = steps * run.batch_size * int(np.prod(parts["train"][1].shape[1:]))
-    rate = run.optimisers.W.learning_rate * run.rate(epoch + 1 - 1 / steps)
-    curves = (float(np.mean(now.losses[-steps:])), now.right / terms, *validation, rate)
-    if now.chosen < 0 or validation[1] > max(now.history["validation_accuracy"]):
-        now.chosen = epoch
-        now.best = {path: xp.asarray(array, copy=True) for path, array in _evaluable(state).items()}
-    entries = dict(zip(CURVES, curves, strict=True)) | seen
-    now.step, now.right = 0, 0
-    now.history = {name: [*before, entries[name]] for name, before in now.history.items()}  # all at once
-    bar.set_postfix(epoch=epoch + 1, loss=f"{curves[0]:.3f}", validation=f"{validation[1]:.4f}")
+@contextmanager
+def _ending(record: Record) -> Iterator[None]:
+    """End a run that is not finite any more."""
+    try:
+        yield
+    except FloatingPointError as error:
+        record.error = str(error)
 
 
-def _evaluable(state: State) -> dict[str, Any]:
-    return flatten({"weights": state.weights, "buffers": state.buffers})
+def _left(now: Progress) -> None:
+    """Go on without the runs that have ended."""
+    if all(record.error is None for record in now.records):
+        return
+    if all(record.error is not None for record in now.records):
+        now.records = ()
+        return
+    left = begun(now.records, now.states(), now.step, together=True)
+    now.group, now.state, now.records, now.take = left.group, left.state, left.records, None
+
+
+def _complete(now: Progress, parts: Mapping[str, Any], steps: int, bar: Any) -> None:
+    """Close an epoch: all of a record that belongs to it changes at once."""
+    epoch, group, state = now.epoch, now.group, now.state
+    sums = {path: _per_run(array, group) for path, array in flatten(state._replace(slots={})).items()}
+    validation = np.stack(evaluated(group, state, parts["validation"]), axis=-1).reshape(-1, 2).tolist()
+    terms = steps * group.runs[0].batch_size * int(np.prod(parts["train"][1].shape[1:]))
+    states = now.states() if group.runs[0].observe else [state] * len(now.records)
+    now.step = 0
+    for r, (record, own, found) in enumerate(zip(now.records, states, validation, strict=True)):
+        with _ending(record):
+            for path, values in sums.items():
+                _finite(float(values[r]), path, record.run, epoch, steps - 1)
+            _finite(found[0], "validation loss", record.run, epoch, steps - 1)
+            seen = _observed(record.run, own, parts["validation"], epoch)
+            rate = record.run.optimisers.W.learning_rate * record.run.rate(epoch + 1 - 1 / steps)
+            curves = (float(np.mean(record.losses[-steps:])), record.right / terms, *found, rate)
+            if record.chosen < 0 or found[1] > max(record.history["validation_accuracy"]):
+                record.chosen, record.best = epoch, _evaluable(group, state, r)
+            entries, record.right = dict(zip(CURVES, curves, strict=True)) | seen, 0
+            record.history = {name: [*before, entries[name]] for name, before in record.history.items()}
+    _left(now)
+    if now.records:
+        last = [np.mean([record.history[name][-1] for record in now.records]) for name in CURVES[:4:3]]
+        bar.set_postfix(epoch=epoch + 1, loss=f"{last[0]:.3f}", validation=f"{last[1]:.4f}")
+
+
+def _per_run(array: Any, group: Group) -> np.ndarray:
+    """Return the sum over all entries of each run."""
+    xp = namespace(array)
+    if not group.leading:
+        return to_numpy(xp.sum(array)).reshape(1)
+    return to_numpy(xp.sum(xp.reshape(array, (array.shape[0], -1)), axis=1))
+
+
+def _evaluable(group: Group, state: State, r: int) -> dict[str, Any]:
+    """Return copies of what one run needs to be evaluated."""
+    arrays = flatten({"weights": state.weights, "buffers": state.buffers})
+    own = {path: array[r, ...] if group.leading else array for path, array in arrays.items()}
+    return {path: namespace(array).asarray(array, copy=True) for path, array in own.items()}
 
 
 def _finite(value: float, what: str, run: Run, epoch: int, number: int) -> float:
@@ -227,21 +383,25 @@ def _finite(value: float, what: str, run: Run, epoch: int, number: int) -> float
     return value
 
 
-def _correct(outputs: Any, labels: Any) -> Any:
+def _correct(outputs: Any, labels: Any, leading: int) -> Any:
     xp = namespace(outputs, labels)
-    return xp.sum(xp.astype(xp.argmax(outputs, axis=-1) == labels, xp.int64))
+    right = xp.astype(xp.argmax(outputs, axis=-1) == labels, xp.int64)
+    return xp.sum(right, axis=tuple(range(leading, right.ndim)))
 
 
-def evaluated(run: Run, state: State, part: tuple[Any, Any]) -> tuple[float, float]:
-    """Return loss and accuracy over all rows of a part."""
+def evaluated(group: Group, state: State, part: tuple[Any, Any]) -> tuple[Any, Any]:
+    """Return loss and accuracy over all rows of a part, of every run of a group with a run axis."""
     x, labels = part
-    total, right, rows = 0.0, 0, x.shape[0]
+    total: Any = 0.0
+    right: Any = 0
+    rows = x.shape[0]
     for start in range(0, rows, _EVALUATED_ROWS):
         chunk = slice(start, min(start + _EVALUATED_ROWS, rows))
-        outputs = evaluate(run.network, state.weights, state.buffers, x[chunk, ...])
+        outputs = evaluate(group.network, state.weights, state.buffers, _shared(x[chunk, ...], group))
         wanted = labels[chunk, ...]
-        total += float(LOSSES[run.loss](outputs, _targets(run, wanted))[0]) * outputs.shape[0]
-        right += int(_correct(outputs, wanted))
+        loss = group.loss(outputs, _shared(_targets(group.runs[0], wanted), group))[0]
+        total = total + to_numpy(loss).astype(np.float64) * wanted.shape[0]
+        right = right + to_numpy(_correct(outputs, _shared(wanted, group), group.leading))
     return total / rows, right / (rows * int(np.prod(labels.shape[1:])))
 
 

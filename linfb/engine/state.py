@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from operator import mul
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from linfb._live import Live, live
-from linfb.backend import Key
+from linfb.backend import Key, Keys, namespace
 from linfb.engine.backward import backward, pathways
+from linfb.engine.layers.runs import Runs, joined
 from linfb.engine.models import Model, forward, initial_buffers, initial_weights
 from linfb.engine.optimisers import Optimizers, clipped
 from linfb.engine.trees import flatten, rebuild
 from linfb.kernels import suited
 from linfb.rules import Channel, Rule
-from linfb.rules.channels import InitialChannels, initial_channels
+from linfb.rules.channels import InitialChannels, initial_channels, padded, stacked
 
-__all__ = ["State", "initial_state", "step"]
+__all__ = ["State", "initial_state", "of_run", "stacked_states", "step"]
 
 
 class State(NamedTuple):
@@ -93,7 +96,7 @@ def step(
     number: int | Live,
     factor: float | Live = 1.0,
     error_clip: float | None = None,
-    key: Key | None = None,
+    key: Key | Keys | None = None,
 ) -> tuple[State, Any, Any]:
     """Take one training step: forward, backward, update.
 
@@ -136,15 +139,15 @@ def step(
         None if buffer is None else layer.update_buffers(buffer, cache)
         for layer, buffer, cache in zip(model.layers, state.buffers, caches, strict=True)
     )
-    updated = _updated(state, run._asdict(), optimisers, rule, number, factor)
+    updated = _updated(state, run._asdict(), optimisers, rule, number, factor, model.leading)
     updated = updated._replace(buffers=buffers)
     return updated if isinstance(number, Live) else _restarted(model, rule, updated, number), value, outputs
 
 
 def _updated(
-    state: State, trees: Mapping[str, Any], optimisers: Optimizers, rule: Rule, number: Any, factor: Any
+    state: State, trees: Mapping[str, Any], optimisers: Optimizers, rule: Rule, number: Any, factor: Any, leading: int
 ) -> State:
-    weights = clipped(flatten({"weights": trees["weights"]}), optimisers.clip_norm)
+    weights = clipped(flatten({"weights": trees["weights"]}), optimisers.clip_norm, leading)
     gradients = {**weights, **flatten({"channels": trees["channels"]})}
     parts, values, slots = optimisers.parts(rule), _parameters(state._asdict()), dict(state.slots)
     for path, gradient in gradients.items():
@@ -163,10 +166,67 @@ def _restarted(model: Model, rule: Rule, state: State, number: int) -> State:
     for k, (i, channel) in enumerate(zip(model.kernels, state.channels, strict=True)):
         if channel is None or rule.at(k) is not rule:
             continue
-        fresh = rule.mirror.restarted(model.layers[i], channel, state.weights[i], number)
+        again = rule.mirror.restarted if not model.leading else partial(_restarted_runs, rule.mirror)
+        fresh = again(model.layers[i], channel, state.weights[i], number)
         if fresh is not None:
             channels[k] = fresh
             for name in ("P", "Q"):
                 path = f"channels/{k}/{name}"
                 slots[path] = tuple(0 * slot for slot in slots[path])
     return state._replace(channels=tuple(channels), slots=slots)
+
+
+def _restarted_runs(mirror: Any, layer: Any, channel: Channel, weights: Any, number: int) -> Channel | None:
+    """Return P and Q from which all runs start again; a run that is not finite any more goes on with its own."""
+    xp, single = namespace(weights), layer.layer if isinstance(layer, Runs) else layer
+    fresh = []
+    for r in range(weights.shape[0]):
+        own = Channel(*(None if array is None else array[r, ...] for array in (channel.P, channel.Q)))
+        if bool(xp.all(xp.isfinite(weights[r, ...]))):
+            own = mirror.restarted(single, own, weights[r, ...], number)
+        if own is None:
+            return None
+        fresh.append(own)
+    return channel._replace(P=joined([own.P for own in fresh]), Q=joined([own.Q for own in fresh]))
+
+
+def stacked_states(states: Sequence[State], place: Callable[[np.ndarray], Any]) -> State:
+    """Join the states of runs of one architecture along a leading run axis, channels padded to the largest rank.
+
+    Parameters
+    ----------
+    states : sequence of State
+    place : callable
+        As for :func:`initial_state`.
+    """
+    flat = [flatten(state._replace(channels=())) for state in states]
+    arrays = {path: place(padded([one[path] for one in flat])) for path in flat[0]}
+    channels = tuple(
+        None if layer[0] is None else stacked(layer, place)
+        for layer in zip(*(state.channels for state in states), strict=True)
+    )
+    return rebuild(states[0]._replace(channels=()), arrays)._replace(channels=channels)
+
+
+def of_run(state: State, run: int, ranks: Mapping[int, int]) -> State:
+    """Return the part of one run of a state with a leading run axis: views, without the rows of larger ranks.
+
+    Parameters
+    ----------
+    state : State
+    run : int
+    ranks : mapping
+        From the index of a kernel layer to the width of the run's channel.
+    """
+
+    def own(path: str, array: Any) -> Any:
+        found = re.search(r"channels/(\d+)/(\w+)", path)
+        if found is None:
+            return array[run, ...]
+        layer, name = int(found[1]), found[2]
+        if name == "gain":
+            return float(array[run, 0, 0])
+        part = array[run, : ranks[layer], ...]
+        return part[:, : ranks[layer]] if name == "M" else part
+
+    return rebuild(state, {path: own(path, array) for path, array in flatten(state).items()})

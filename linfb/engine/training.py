@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,13 @@ from linfb._checks import choice, integer, path, real
 from linfb._errors import DivergenceError, InterruptedRun
 from linfb._threads import threads as in_threads
 from linfb.engine import checkpoint as checkpoints
+from linfb.engine.layers.runs import joined
 from linfb.engine.losses import LOSSES
 from linfb.engine.models import Model
 from linfb.engine.observables import OBSERVABLES
 from linfb.engine.optimisers import Optimizers
 from linfb.engine.results import CURVES, labelled
-from linfb.engine.run import Progress, Run, advance, blocks, evaluated, placed
+from linfb.engine.run import Progress, Record, Run, advance, begun, evaluated, placed
 from linfb.engine.schedules import Constant
 from linfb.engine.state import initial_state
 from linfb.engine.trees import flatten, rebuild
@@ -139,33 +140,75 @@ def train(
     >>> run.sizes["epoch"], run["rank"].values, bool(run.test_accuracy.sel(weights="last") > 0.5)
     (2, array([0, 5]), True)
     """
+    run = described(
+        data, model, rule, batch_size=batch_size, optimizer=optimizer, schedule=schedule, seed=seed, loss=loss,
+        label_smoothing=label_smoothing, error_clip=error_clip, augment=augment, observe=observe, device=device,
+        dtype=dtype, products=products, name=name,
+    )  # fmt: skip
+    with settled(run, threads):
+        results, errors, interrupted = trained([run], epochs, progress, checkpoint, checkpoint_seconds, together=False)
+    if interrupted:
+        raise InterruptedRun(f"interrupted after {results[0].sizes['epoch']} complete epochs", results[0])
+    if errors[0] is not None:
+        raise DivergenceError(errors[0], results[0])
+    return results[0]
+
+
+def described(
+    data: Any,
+    model: Model,
+    rule: Rule,
+    *,
+    batch_size: int,
+    optimizer: Any,
+    schedule: Callable[[float], float] | None = None,
+    seed: int = 0,
+    loss: str = "cross_entropy",
+    label_smoothing: float = 0.0,
+    error_clip: float | None = None,
+    augment: Sequence[Any] = (),
+    observe: str | Sequence[str] | Mapping[str, Callable[[Any], Any]] = (),
+    device: str | ModuleType = "cpu",
+    dtype: str = "float32",
+    products: str | None = None,
+    name: str | None = None,
+) -> Run:
+    """Return a run from the arguments of :func:`train` that say what it is, after a check of each."""
     choice("loss", loss, LOSSES)
-    if checkpoint is not None:
-        path("checkpoint", checkpoint)
     if error_clip is not None:
         real("error_clip", error_clip, above=0.0)
     real("label_smoothing", label_smoothing, at_least=0.0, below=1.0)
-    real("checkpoint_seconds", checkpoint_seconds, at_least=0.0)
-    integer("epochs", epochs, at_least=1)
     choice("dtype", dtype, ("float32", "float64"))
-    optimisers = optimizer if isinstance(optimizer, Optimizers) else Optimizers(optimizer)
     schedule = Constant() if schedule is None else schedule
     if not callable(schedule):
         raise TypeError(f"schedule must be callable, from an epoch to a factor, got {schedule!r}")
     splits = _checked(data, model, rule, batch_size, dtype)
-    run = Run(
-        splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers, schedule=schedule,
-        seed=seed, loss=loss, label_smoothing=label_smoothing, error_clip=error_clip,
+    return Run(
+        splits=splits, model=model, rule=rule, batch_size=batch_size, optimisers=optimisers_of(optimizer),
+        schedule=schedule, seed=seed, loss=loss, label_smoothing=label_smoothing, error_clip=error_clip,
         augment=_augmentations(augment, splits), observe=_observables(observe), device=device, dtype=dtype,
         products=products, name=getattr(data, "name", "splits") if name is None else name,
         network=_network(model, products, device),
     )  # fmt: skip
+
+
+def optimisers_of(optimizer: Any) -> Optimizers:
+    """Return the optimisers of W, Q and P, from one for all."""
+    return optimizer if isinstance(optimizer, Optimizers) else Optimizers(optimizer)
+
+
+@contextmanager
+def settled(run: Run, threads: int | None) -> Iterator[None]:
+    """Set what holds while a run is trained: threads, what is done about numbers that overflow, precision of products.
+
+    Numbers that are not finite are looked for by the training loop.
+    """
     with (
-        np.errstate(over="ignore", invalid="ignore", divide="ignore"),  # non-finite values are looked for below
+        np.errstate(over="ignore", invalid="ignore", divide="ignore"),
         in_threads(_threads(threads)),
-        _multiplied(device, products),
+        _multiplied(run.device, run.products),
     ):
-        return _train(run, epochs, progress, checkpoint, checkpoint_seconds)
+        yield
 
 
 def _threads(threads: int | None) -> int:
@@ -247,79 +290,134 @@ def _checked(data: Any, model: Any, rule: Any, batch_size: Any, dtype: str) -> A
     return splits
 
 
-def _train(run: Run, epochs: int, progress: bool, folder: Any, seconds: float) -> Any:
+def trained(
+    runs: Sequence[Run], epochs: int, progress: bool, folder: Any, seconds: float, *, together: bool, begin: bool = True
+) -> tuple[list[Any], list[str | None], bool]:
+    """Train runs side by side, or one alone; return a result for each, why some ended early, and if all were cut short.
+
+    Under the user's interrupt results are what was computed before; without `begin` they are empty.
+    """
+    if folder is not None:
+        path("checkpoint", folder)
+    real("checkpoint_seconds", seconds, at_least=0.0)
+    integer("epochs", epochs, at_least=1)
+    records, states = [], []
+    for run in runs:
+        state, drawn = initial_state(run.network, run.rule, run.optimisers, run.seed, run.place)
+        records.append(Record(run, drawn.ranks, drawn.capped, history={name: [] for name in (*CURVES, *run.observe)}))
+        states.append(state)
+    step = 0
+    if folder is not None:
+        step = _resume(records, states, epochs, folder)
+    tests: list[dict[str, tuple[float, float]]] = [{} for _ in runs]
+    interrupted = False
+    parts = {part: placed(runs[0], part) for part in ("train", "validation")}
+    steps = parts["train"][0].shape[0] // runs[0].batch_size
+    try:
+        if begin and any(record.error is None for record in records):
+            now = begun(records, states, step, together)
+            del states
+            _advanced(now, records, parts, steps, epochs, progress, folder, seconds)
+            for record, found in zip(now.records, _test(now), strict=True):
+                tests[records.index(record)] = found
+    except KeyboardInterrupt:
+        interrupted = True
+    results = [
+        labelled(
+            record.history, record.losses, found, record.ranks, len(record.run.model.kernels), record.chosen,
+            record.run.config() | {"epochs": epochs, "capped_layers": record.capped},
+        )
+        for record, found in zip(records, tests, strict=True)
+    ]  # fmt: skip
+    return results, [record.error for record in records], interrupted
+
+
+def _advanced(
+    now: Progress, records: Sequence[Record], parts: Mapping[str, Any], steps: int, epochs: int, progress: bool,
+    folder: Any, seconds: float,
+) -> None:  # fmt: skip
+    """Advance to the last epoch, with checkpoints of all records now and then."""
     from tqdm import tqdm
 
-    state, drawn = initial_state(run.network, run.rule, run.optimisers, run.seed, run.place)
-    drawn = drawn._replace(channels=())  # the state has them in its own precision
-    now = Progress(state, history={name: [] for name in (*CURVES, *run.observe)})
-    if folder is not None:
-        _resume(run, now, epochs, folder)
-    parts = {part: placed(run, part) for part in ("train", "validation")}
-    steps, take = parts["train"][0].shape[0] // run.batch_size, blocks(run, parts["train"])
-    config = run.config() | {"epochs": epochs, "capped_layers": drawn.capped}
     saved = time.monotonic()
 
-    def pause() -> None:
+    def save() -> None:
         nonlocal saved
-        if folder is not None and time.monotonic() - saved >= seconds:
-            _save(run, now, folder)
+        if folder is not None:
+            _save(now, records, folder)
             saved = time.monotonic()
 
-    def result(tests: Mapping[str, tuple[float, float]]) -> Any:
-        return labelled(now.history, now.losses, tests, drawn.ranks, len(run.model.kernels), now.chosen, config)
+    def pause() -> None:
+        if time.monotonic() - saved >= seconds:
+            save()
 
-    done = now.epoch * steps + now.step
-    bar = tqdm(total=epochs * steps, initial=done, disable=not progress, unit="step", desc=run.rule.name)
+    width, names = len(now.records), dict.fromkeys(record.run.rule.name for record in now.records)
+    bar = tqdm(
+        total=epochs * steps * width, initial=(now.epoch * steps + now.step) * width, disable=not progress,
+        unit="step", desc=", ".join(names),
+    )  # fmt: skip
     with bar:
-        try:
-            while now.epoch < epochs:
-                advance(run, now, take, parts, steps, bar, pause)
-                if folder is not None:
-                    _save(run, now, folder)
-                    saved = time.monotonic()
-            return result(_test(run, now))
-        except FloatingPointError as error:
-            raise DivergenceError(str(error), result({})) from None
-        except KeyboardInterrupt:
-            raise InterruptedRun(f"interrupted after {now.epoch} complete epochs", result({})) from None
+        while now.records and now.epoch < epochs:
+            advance(now, parts, steps, bar, pause)
+            save()
 
 
-def _test(run: Run, now: Progress) -> dict[str, tuple[float, float]]:
-    part = placed(run, "test")
-    trees = rebuild({"weights": now.state.weights, "buffers": now.state.buffers}, now.best)
-    return {
-        "chosen": evaluated(run, now.state._replace(**trees), part),
-        "last": evaluated(run, now.state, part),
+def _test(now: Progress) -> list[dict[str, tuple[float, float]]]:
+    """Return loss and accuracy of every run on the test part, with its chosen and its last weights."""
+    if not now.records:
+        return []
+    part, best = placed(now.records[0].run, "test"), [record.best for record in now.records]
+    arrays = {path: joined([one[path] for one in best]) for path in best[0]} if now.group.leading else best[0]
+    trees = rebuild({"weights": now.state.weights, "buffers": now.state.buffers}, arrays)
+    found = {
+        kind: np.stack(evaluated(now.group, state, part), axis=-1).reshape(-1, 2).tolist()
+        for kind, state in (("chosen", now.state._replace(**trees)), ("last", now.state))
     }
+    return [{kind: tuple(values[r]) for kind, values in found.items()} for r in range(len(best))]
 
 
-def _save(run: Run, now: Progress, folder: Any) -> None:
-    history = {name: np.array(values) for name, values in now.history.items()}
-    arrays = flatten({"state": now.state, "best": now.best, "history": history, "losses": np.array(now.losses)})
-    config = {key: str(value) for key, value in run.config().items()}
-    checkpoints.save(folder, arrays, {"config": config, "chosen": now.chosen, "step": now.step, "right": now.right})
+def _save(now: Progress, records: Sequence[Record], folder: Any) -> None:
+    states = {id(record): state for record, state in zip(now.records, now.states(), strict=True)}
+    trees, runs = {}, []
+    for r, record in enumerate(records):
+        history = {name: np.array(values) for name, values in record.history.items()}
+        trees[f"{r}"] = {
+            "state": states.get(id(record)), "best": record.best, "history": history, "losses": np.array(record.losses)
+        }  # fmt: skip
+        config = {key: str(value) for key, value in record.run.config().items()}
+        runs.append({"config": config} | {name: getattr(record, name) for name in ("chosen", "right", "error")})
+    checkpoints.save(folder, flatten(trees), {"step": now.step, "runs": runs})
 
 
-def _resume(run: Run, now: Progress, epochs: int, folder: Any) -> None:
-    """Go on from a checkpoint, if the folder has one."""
+def _resume(records: Sequence[Record], states: list[State], epochs: int, folder: Any) -> int:
+    """Go on from a checkpoint, if the folder has one; return the number of complete steps of the present epoch."""
     found = checkpoints.load(folder)
     if found is None:
-        return
+        return 0
     arrays, header = found
+    if len(header["runs"]) != len(records):
+        raise ValueError(f"checkpoint in {folder} holds {len(header['runs'])} runs, not {len(records)}")
+    for r, (record, saved) in enumerate(zip(records, header["runs"], strict=True)):
+        _check_config(record.run, saved["config"], folder)
+        own = {path.partition("/")[2]: array for path, array in arrays.items() if path.startswith(f"{r}/")}
+        copied = {path: record.run.place(array) for path, array in own.items() if path.startswith(("state/", "best/"))}
+        if saved["error"] is None:
+            states[r] = rebuild(states[r], copied, "state")
+        record.best = {path.removeprefix("best/"): a for path, a in copied.items() if path.startswith("best/")}
+        record.history = {name: list(own[f"history/{name}"]) for name in record.history}
+        record.losses = own["losses"].tolist()
+        record.chosen, record.right, record.error = saved["chosen"], saved["right"], saved["error"]
+        if record.epoch > epochs:
+            raise ValueError(f"epochs is {epochs}, but the checkpoint in {folder} already holds {record.epoch}")
+    return header["step"]
+
+
+def _check_config(run: Run, saved: Mapping[str, str], folder: Any) -> None:
     config = {key: str(value) for key, value in run.config().items()}
-    differing = sorted(key for key in config if config[key] != header["config"].get(key))
+    differing = sorted(key for key in config if config[key] != saved.get(key))
     if differing:
         key = differing[0]
         raise ValueError(
             f"checkpoint in {folder} is of another run: {', '.join(differing)} differ; "
-            f"{key} was {header['config'].get(key)}, is {config[key]}"
+            f"{key} was {saved.get(key)}, is {config[key]}"
         )
-    copied = {path: run.place(array) for path, array in arrays.items() if path.startswith(("state/", "best/"))}
-    now.state = rebuild(now.state, copied, "state")
-    now.best = {path.removeprefix("best/"): array for path, array in copied.items() if path.startswith("best/")}
-    now.history = {name: list(arrays[f"history/{name}"]) for name in now.history}
-    now.losses = arrays["losses"].tolist()
-    now.chosen, now.step, now.right = header["chosen"], header["step"], header["right"]
-    if now.epoch > epochs:
-        raise ValueError(f"epochs is {epochs}, but the checkpoint in {folder} already holds {now.epoch}")

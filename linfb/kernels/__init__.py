@@ -13,7 +13,7 @@ import numpy as np
 __all__ = ["suited"]
 
 
-def suited(topic: str, array: Any) -> ModuleType:
+def suited(topic: str, array: Any, algorithm: str = "auto") -> ModuleType:
     """Return the kernels of a topic for the library and precision of an array.
 
     Parameters
@@ -23,9 +23,11 @@ def suited(topic: str, array: Any) -> ModuleType:
     array : array
         NumPy arrays of single and double precision have compiled twins, CuPy arrays fused ones; all others take the
         reference.
+    algorithm : str
+        One of several ways of compiled kernels, such as "im2col"; "auto" lets the kernels choose. Others have one way.
     """
     if isinstance(array, np.ndarray) and array.dtype in (np.float32, np.float64):
-        return _module("cpu", topic)
+        return _module("cpu", topic if algorithm == "auto" else algorithm)
     return _module("gpu" if type(array).__module__.startswith("cupy") else "reference", topic)
 
 

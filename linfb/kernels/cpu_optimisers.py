@@ -1,7 +1,8 @@
 """Optimiser steps in one pass over memory each, compiled by numba: arguments are overwritten and returned.
 
 Twins of :mod:`linfb.kernels.reference_optimisers`, where they are explained; ``tests/test_engine_optimisers.py``
-holds them together. The passes go over fixed slices, on the threads of :mod:`linfb._threads`.
+holds them together. The passes go over fixed slices, on the threads of :mod:`linfb._threads`. Kernels take arrays as
+(run, entry) and their numbers as (run, number): one row of each, unless numbers differ from run to run.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
+from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from linfb._threads import for_slices
 from linfb._workspace import empty
@@ -20,6 +22,8 @@ from linfb.kernels.reference_optimisers import orthogonalised
 __all__ = ["adam", "amsgrad", "muon", "orthogonalised", "rmsprop", "sgd"]
 
 SLICE = 1 << 18
+RUNS = 1 << 16
+_unpacked: Any = to_fixed_tuple
 _compiled = njit(cache=True, nogil=True, error_model="numpy")
 
 
@@ -40,14 +44,16 @@ def sgd(
 
 
 @_compiled
-def _sgd(value, gradient, velocity, rate, momentum, lookahead, coupled, keep):
-    for i in range(value.size):
-        g = gradient[i] + coupled * value[i]
-        if velocity is not None:
-            v = momentum * velocity[i] + g
-            velocity[i] = v
-            g = g + lookahead * v if lookahead > 0 else v
-        value[i] = keep * value[i] - rate * g
+def _sgd(value, gradient, velocity, numbers):
+    for r in range(value.shape[0]):
+        rate, momentum, lookahead, coupled, keep = _unpacked(numbers[r], 5)
+        for i in range(value.shape[1]):
+            g = gradient[r, i] + coupled * value[r, i]
+            if velocity is not None:
+                v = momentum * velocity[r, i] + g
+                velocity[r, i] = v
+                g = g + lookahead * v if lookahead > 0 else v
+            value[r, i] = keep * value[r, i] - rate * g
 
 
 def rmsprop(
@@ -71,20 +77,22 @@ def rmsprop(
 
 
 @_compiled
-def _rmsprop(value, gradient, second, mean, velocity, rate, old, new, epsilon, momentum, coupled, keep):
-    for i in range(value.size):
-        g = gradient[i] + coupled * value[i]
-        s = old * second[i] + new * g * g
-        second[i] = s
-        if mean is not None:
-            m = old * mean[i] + new * g
-            mean[i] = m
-            s = s - m * m
-        d = g / (np.sqrt(s) + epsilon)
-        if velocity is not None:
-            d = momentum * velocity[i] + d
-            velocity[i] = d
-        value[i] = keep * value[i] - rate * d
+def _rmsprop(value, gradient, second, mean, velocity, numbers):
+    for r in range(value.shape[0]):
+        rate, old, new, epsilon, momentum, coupled, keep = _unpacked(numbers[r], 7)
+        for i in range(value.shape[1]):
+            g = gradient[r, i] + coupled * value[r, i]
+            s = old * second[r, i] + new * g * g
+            second[r, i] = s
+            if mean is not None:
+                m = old * mean[r, i] + new * g
+                mean[r, i] = m
+                s = s - m * m
+            d = g / (np.sqrt(s) + epsilon)
+            if velocity is not None:
+                d = momentum * velocity[r, i] + d
+                velocity[r, i] = d
+            value[r, i] = keep * value[r, i] - rate * d
 
 
 def adam(
@@ -107,14 +115,16 @@ def adam(
 
 
 @_compiled
-def _adam(value, gradient, first, second, rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale):
-    for i in range(value.size):
-        g = gradient[i] + coupled * value[i]
-        m = keep1 * first[i] + new1 * g
-        v = keep2 * second[i] + new2 * g * g
-        first[i] = m
-        second[i] = v
-        value[i] = keep * value[i] - rate * m / (np.sqrt(v) * scale + epsilon)
+def _adam(value, gradient, first, second, numbers):
+    for r in range(value.shape[0]):
+        rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale = _unpacked(numbers[r], 9)
+        for i in range(value.shape[1]):
+            g = gradient[r, i] + coupled * value[r, i]
+            m = keep1 * first[r, i] + new1 * g
+            v = keep2 * second[r, i] + new2 * g * g
+            first[r, i] = m
+            second[r, i] = v
+            value[r, i] = keep * value[r, i] - rate * m / (np.sqrt(v) * scale + epsilon)
 
 
 def amsgrad(
@@ -138,16 +148,18 @@ def amsgrad(
 
 
 @_compiled
-def _amsgrad(value, gradient, first, second, largest, rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale):
-    for i in range(value.size):
-        g = gradient[i] + coupled * value[i]
-        m = keep1 * first[i] + new1 * g
-        v = keep2 * second[i] + new2 * g * g
-        top = largest[i] if largest[i] > v else v
-        first[i] = m
-        second[i] = v
-        largest[i] = top
-        value[i] = keep * value[i] - rate * m / (np.sqrt(top) * scale + epsilon)
+def _amsgrad(value, gradient, first, second, largest, numbers):
+    for r in range(value.shape[0]):
+        rate, keep1, new1, keep2, new2, epsilon, coupled, keep, scale = _unpacked(numbers[r], 9)
+        for i in range(value.shape[1]):
+            g = gradient[r, i] + coupled * value[r, i]
+            m = keep1 * first[r, i] + new1 * g
+            v = keep2 * second[r, i] + new2 * g * g
+            top = largest[r, i] if largest[r, i] > v else v
+            first[r, i] = m
+            second[r, i] = v
+            largest[r, i] = top
+            value[r, i] = keep * value[r, i] - rate * m / (np.sqrt(top) * scale + epsilon)
 
 
 def muon(
@@ -162,49 +174,58 @@ def muon(
     decoupled: float,
 ) -> tuple[Any, Any]:
     """Take one step of Muon; overwrites `value` and `average`."""
-    direction = empty(value.shape, value.dtype)
+    direction, runs = empty(value.shape, value.dtype), getattr(learning_rate, "ndim", 0)
     numbers = _cast(value, momentum, 1 - momentum, lookahead, 1 - lookahead, coupled)
     _sweep(_averaged, numbers, value, gradient, average, direction)
-    matrix = direction.reshape(value.shape[0], -1)
-    scale = learning_rate * sqrt(max(1.0, matrix.shape[0] / matrix.shape[1]))
+    matrix = direction.reshape(*value.shape[: runs + 1], -1)
+    scale = learning_rate * sqrt(max(1.0, matrix.shape[-2] / matrix.shape[-1]))
     move = orthogonalised(matrix, steps).reshape(value.shape)
     _sweep(_sgd, _cast(value, scale, 0.0, 0.0, 0.0, 1 - learning_rate * decoupled), value, move, None)
     return value, average
 
 
 @_compiled
-def _averaged(value, gradient, average, direction, old, new, lookahead, here, coupled):
-    for i in range(value.size):
-        g = gradient[i] + coupled * value[i]
-        a = old * average[i] + new * g
-        average[i] = a
-        direction[i] = here * g + lookahead * a if lookahead > 0 else a
+def _averaged(value, gradient, average, direction, numbers):
+    for r in range(value.shape[0]):
+        old, new, lookahead, here, coupled = _unpacked(numbers[r], 5)
+        for i in range(value.shape[1]):
+            g = gradient[r, i] + coupled * value[r, i]
+            a = old * average[r, i] + new * g
+            average[r, i] = a
+            direction[r, i] = here * g + lookahead * a if lookahead > 0 else a
 
 
 def _adam_numbers(
     value: Any, learning_rate: float, beta1: float, beta2: float, epsilon: float, coupled: float, decoupled: float,
     step: int,
-) -> tuple[Any, ...]:  # fmt: skip
+) -> np.ndarray:  # fmt: skip
     rate, scale = learning_rate / (1 - beta1**step), 1 / sqrt(1 - beta2**step)
     keep = 1 - learning_rate * decoupled
     return _cast(value, rate, beta1, 1 - beta1, beta2, 1 - beta2, epsilon, coupled, keep, scale)
 
 
-def _cast(value: np.ndarray, *numbers: float) -> tuple[Any, ...]:
-    """Return numbers in the array's precision, so that the loop stays in it."""
-    return tuple(np.array(numbers, value.dtype))
+def _cast(value: np.ndarray, *numbers: Any) -> np.ndarray:
+    """Return numbers in the array's precision, so that the loop stays in it: (run, number), or one row for all runs."""
+    table = np.empty((max(np.size(number) for number in numbers), len(numbers)), value.dtype)
+    for i, number in enumerate(numbers):
+        table[:, i] = number
+    return table
 
 
-def _sweep(
-    kernel: Callable[..., None], numbers: tuple[Any, ...], value: np.ndarray, *others: np.ndarray | None
-) -> None:
-    """Run a kernel over flat slices of arrays of one shape and dtype; it writes to all but the second."""
-    arrays = _flat(value, *others)
+def _sweep(kernel: Callable[..., None], numbers: np.ndarray, value: np.ndarray, *others: np.ndarray | None) -> None:
+    """Run a kernel over slices of arrays of one shape and dtype; it writes to all but the second."""
+    arrays, runs = _flat(value, *others), len(numbers)
+    rows = [None if array is None else array.reshape(runs, -1) for array in arrays]
 
     def part(start: int, stop: int) -> None:
-        kernel(*(None if array is None else array[start:stop] for array in arrays), *numbers)
+        some = slice(start, stop)
+        at, own = ((slice(None), some), numbers) if runs == 1 else ((some,), numbers[some])
+        kernel(*(None if array is None else array[at] for array in rows), own)
 
-    for_slices(part, value.size, SLICE)
+    if runs == 1:
+        for_slices(part, value.size, SLICE)
+    else:
+        for_slices(part, runs, max(1, RUNS // max(1, value.size // runs)))
 
 
 def _flat(value: np.ndarray, gradient: Any, *state: np.ndarray | None) -> list[np.ndarray | None]:

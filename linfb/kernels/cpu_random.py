@@ -13,6 +13,7 @@ from numba import njit
 
 from linfb._checks import integer
 from linfb._threads import for_slices
+from linfb._workspace import empty
 from linfb.kernels.reference_random import FIRST, SECOND, STEP
 
 __all__ = ["uniform"]
@@ -26,7 +27,7 @@ def uniform(state: int, shape: tuple[int, ...], like: Any) -> Any:
     start = np.uint64(integer("state", state, at_least=0, at_most=2**64 - 1))
     if like.dtype not in (np.float32, np.float64):
         raise TypeError(f"like must be an array of single or double precision, got dtype {like.dtype}")
-    out = np.empty(math.prod(shape), like.dtype)
+    out = empty(math.prod(shape), like.dtype)
     fill = _single if like.dtype == np.float32 else _double
     for_slices(lambda first, last: fill(out, start, first, last), out.size, SLICE)
     return out.reshape(shape)

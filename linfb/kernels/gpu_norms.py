@@ -159,9 +159,9 @@ def feature_sums(delta: Any, leading: int = 0) -> Any:
     return _cast(_total("sums", delta, None, leading), delta).reshape((*delta.shape[:leading], delta.shape[-1]))
 
 
-def feature_variances(x: Any) -> Any:
+def feature_variances(x: Any, leading: int = 0) -> Any:
     """Return the variance of every feature over all rows."""
-    return namespace(x).var(x, axis=tuple(range(x.ndim - 1)))
+    return namespace(x).var(x, axis=tuple(range(leading, x.ndim - 1)))
 
 
 def norm_grad(delta: Any, normalised: Any, leading: int = 0) -> tuple[Any, Any]:

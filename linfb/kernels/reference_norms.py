@@ -29,9 +29,9 @@ def feature_sums(delta: Any, leading: int = 0) -> Any:
     return namespace(delta).sum(delta, axis=_rows(delta, leading))
 
 
-def feature_variances(x: Any) -> Any:
-    """Return the variance of every feature over all rows."""
-    return namespace(x).var(x, axis=tuple(range(x.ndim - 1)))
+def feature_variances(x: Any, leading: int = 0) -> Any:
+    """Return the variance of every feature over all rows, after the shape of `leading` axes that are kept."""
+    return namespace(x).var(x, axis=_rows(x, leading))
 
 
 def norm_grad(delta: Any, normalised: Any, leading: int = 0) -> tuple[Any, Any]:

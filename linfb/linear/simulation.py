@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,8 @@ from linfb.linear.online import advance, compiled
 from linfb.linear.solvers import Problem, Solver, named
 from linfb.networks import LinearNetwork
 from linfb.observables.linear import Snapshot, loss
-from linfb.rules import Channel, Rule
-from linfb.rules.channels import InitialChannels, effective_readers, initial_channels
+from linfb.rules import Rule
+from linfb.rules.channels import InitialChannels, effective_readers, initial_channels, padded, stacked
 from linfb.tasks import Task
 
 if TYPE_CHECKING:
@@ -58,29 +58,13 @@ def initial_state(task: Task, network: LinearNetwork, rule: Rule, *, seed: int) 
 
 
 def _stacked(states: Sequence[State], xp: Any, dtype: Any) -> State:
-    """Join the states of all runs along a leading run axis, zero-padding channels to the largest rank.
-
-    Rows of zeros in P and Q carry nothing and stay zero under every rule; M is padded with the identity.
-    """
-
-    def join(arrays: Sequence[Any], blank: Callable[..., Any] = np.zeros) -> Any:
-        if arrays[0] is None:
-            return None
-        rows = max(array.shape[0] for array in arrays)
-        padded = [blank((rows, array.shape[1])) for array in arrays]
-        for large, array in zip(padded, arrays, strict=True):
-            large[: array.shape[0], : array.shape[1]] = array
-        return xp.asarray(np.stack(padded), dtype=dtype)
-
-    weights = tuple(join([state.weights[i] for state in states]) for i in range(len(states[0].weights)))
-    channels = []
-    for i in range(len(states[0].channels)):
-        parts = [state.channels[i] for state in states]
-        gains = [part.gain for part in parts]
-        gain = 1.0 if set(gains) == {1.0} else xp.asarray(np.reshape(gains, (-1, 1, 1)), dtype=dtype)
-        P, Q = (join([getattr(part, name) for part in parts]) for name in ("P", "Q"))
-        channels.append(Channel(P, Q, gain, join([part.M for part in parts], lambda shape: np.eye(shape[0]))))
-    return State(weights, tuple(channels))
+    """Join the states of all runs along a leading run axis, with channels padded to the largest rank."""
+    place = partial(xp.asarray, dtype=dtype)
+    weights, channels = zip(*states, strict=True)
+    return State(
+        tuple(place(padded(layer)) for layer in zip(*weights, strict=True)),
+        tuple(stacked(layer, place) for layer in zip(*channels, strict=True)),
+    )
 
 
 @dataclass(frozen=True)

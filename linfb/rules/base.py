@@ -16,7 +16,7 @@ import numpy as np
 
 from linfb._checks import choice, integer, real
 from linfb._threads import rows
-from linfb.backend import Key, namespace, reshape, transpose
+from linfb.backend import Key, Keys, namespace, reshape, transpose
 
 __all__ = ["Channel", "Layer", "Mirror", "Reader", "Rule", "View", "resolve_rank", "transport"]
 
@@ -109,7 +109,7 @@ class View:
     channel: Channel
     forward: Callable[[Any], Any]
     samples: int
-    key: Key | None = None
+    key: Key | Keys | None = None
     number: int | None = None
     gradient: Any = None
     weights: Any = None
@@ -185,7 +185,7 @@ class Mirror(Protocol):
         start = getattr(self, "start", None)
         return isinstance(start, str) and start == "svd"
 
-    def kernel(self, channel: Channel, perfect: Any = None, key: Key | None = None) -> Any:
+    def kernel(self, channel: Channel, perfect: Any = None, key: Key | Keys | None = None) -> Any:
         """Return the kernel through which the compressed error is written to the layer's input, by default Q.
 
         `perfect` is P W, None for mirrors that do not transport weights; `key` the place of this step's random numbers.
@@ -355,7 +355,7 @@ def transport(
     targets: Any = None,
     *,
     samples: int | None = None,
-    key: Key | None = None,
+    key: Key | Keys | None = None,
     number: int | None = None,
     gradient: Any = None,
 ) -> tuple[Any, Channel]:
@@ -402,7 +402,10 @@ def transport(
     mirror_view = seeing if rule.mirror.transports_weights else blind
     carried = rule.mirror.carry(mirror_view)
     if not (isinstance(channel.gain, float) and channel.gain == 1.0):
-        carried = channel.gain * carried
+        gain = channel.gain
+        if not isinstance(gain, float) and carried.ndim > 3:  # one per run, shape (run, 1, 1)
+            gain = reshape(gain, -1, *(1,) * (carried.ndim - 1))
+        carried = gain * carried
     moves = Channel(
         P=rule.reader.gradient(reader_view) if rule.reader.learns else None,
         Q=rule.mirror.gradient(mirror_view) if rule.mirror.learns else None,

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from linfb.backend import stream
+from linfb.backend import stream, to_numpy
 from linfb.rules.base import Channel, Rule, resolve_rank
 
-__all__ = ["InitialChannels", "effective_readers", "initial_channels", "resolved_ranks"]
+__all__ = ["InitialChannels", "effective_readers", "initial_channels", "padded", "resolved_ranks", "stacked"]
 
 log = logging.getLogger("linfb")
 
@@ -115,6 +115,38 @@ def effective_readers(rule: Rule, widths: Sequence[int], *, seed: int) -> tuple[
         return (None,) * (len(widths) - 1)
     drawn = _readers(rule, widths, [1] * len(widths), seed)[0]
     return tuple(None if P is None else math.sqrt(gain) * P for P, gain in drawn.values())
+
+
+def padded(arrays: Sequence[Any], blank: Callable[..., Any] = np.zeros) -> Any:
+    """Join arrays of runs along a leading run axis, on the host; what lacks rows and columns gets those of a blank one.
+
+    Rows of zeros in P and Q carry nothing and stay zero under every rule; M is padded with the identity.
+    """
+    if arrays[0] is None:
+        return None
+    host = [to_numpy(array) for array in arrays]
+    shape = tuple(max(sizes) for sizes in zip(*(array.shape for array in host), strict=True))
+    joined = np.stack([blank(shape, dtype=host[0].dtype)] * len(host))
+    for large, array in zip(joined, host, strict=True):
+        large[tuple(slice(size) for size in array.shape)] = array
+    return joined
+
+
+def stacked(channels: Sequence[Channel], place: Callable[[np.ndarray], Any]) -> Channel:
+    """Join the channels of runs, padded to the largest rank; gains that are not all 1 get shape (run, 1, 1).
+
+    Parameters
+    ----------
+    channels : sequence of Channel
+        With the same arrays, which may differ in their rank.
+    place : callable
+        From a host array to one of the right type on the right device.
+    """
+    gains = [channel.gain for channel in channels]
+    gain = 1.0 if set(gains) == {1.0} else place(np.reshape(gains, (-1, 1, 1)).astype(float))
+    blanks: dict[str, Any] = {"P": np.zeros, "Q": np.zeros, "M": lambda shape, dtype: np.eye(shape[0], dtype=dtype)}
+    joined = {name: padded([getattr(one, name) for one in channels], blank) for name, blank in blanks.items()}
+    return Channel(gain=gain, **{name: None if array is None else place(array) for name, array in joined.items()})
 
 
 def resolved_ranks(rule: Rule, widths: Sequence[int], blocks: Sequence[int]) -> tuple[dict[int, int], tuple[int, ...]]:

@@ -14,13 +14,13 @@ import numpy as np
 
 from linfb._checks import choice, integer, real, real_array
 from linfb._threads import rows
-from linfb.backend import Key, namespace, reshape, transpose
+from linfb.backend import Key, Keys, namespace, reshape, transpose
 from linfb.rules.base import Channel, Layer, Mirror, View
 
 __all__ = ["Exact", "Fixed", "KolenPollack", "Normative", "Sign", "WeightMirror", "Zero"]
 
 
-def _needed(key: Key | None, option: str) -> Key:
+def _needed(key: Key | Keys | None, option: str) -> Key | Keys:
     if key is None:
         raise ValueError(f"mirror with {option} draws in every step and needs a key, which only training has")
     return key
@@ -37,7 +37,7 @@ class Exact(Mirror):
         """Return the channel; Q is computed from the weights whenever it is needed."""
         return Channel(P=P)
 
-    def kernel(self, channel: Channel, perfect: Any = None, key: Key | None = None) -> Any:
+    def kernel(self, channel: Channel, perfect: Any = None, key: Key | Keys | None = None) -> Any:
         """Return P W."""
         return perfect
 
@@ -112,7 +112,7 @@ class Sign(Mirror):
         scale = _rms(weights) if self.scale is None else float(self.scale)
         return Channel(P=P, Q=np.abs(rng.standard_normal(shape)) if self.magnitude == "fixed" else None, gain=scale)
 
-    def kernel(self, channel: Channel, perfect: Any = None, key: Key | None = None) -> Any:
+    def kernel(self, channel: Channel, perfect: Any = None, key: Key | Keys | None = None) -> Any:
         """Return signs times magnitudes, in units of the scale."""
         xp = namespace(perfect)
         signs = xp.sign(perfect)
@@ -120,7 +120,7 @@ class Sign(Mirror):
             return signs
         if self.magnitude == "fixed":
             return signs * channel.Q
-        return signs * xp.abs(_needed(key, "magnitude='random'").normal(perfect.shape, perfect))
+        return signs * xp.abs(_needed(key, "magnitude='random'").normal_like(perfect))
 
 
 @dataclass(frozen=True, eq=False)
@@ -232,7 +232,7 @@ class KolenPollack(Mirror):
         P, found = view.channel.filters, view.gradient
         if found is not None and P is None:
             return found
-        if found is not None and math.prod(view.delta.shape[:-1]) > view.delta.shape[-1]:
+        if found is not None and math.prod(view.delta.shape[P.ndim - 2 : -1]) > view.delta.shape[-1]:
             return view.layer.compose(P, found)
         return view.layer.grad(view.channel.Q, view.cache, view.z)
 
@@ -291,7 +291,7 @@ class WeightMirror(Mirror):
         if self.probes is None:
             return units
         mixture = _needed(view.key, "probes").normal((self.probes, units.shape[0]), units) / self.probes**0.5
-        return reshape(mixture @ reshape(units, units.shape[0], -1), self.probes, *units.shape[1:])
+        return reshape(mixture @ reshape(units, units.shape[0], -1), *mixture.shape[:-1], *units.shape[1:])
 
 
 @dataclass(frozen=True)

@@ -159,14 +159,11 @@ def _moments(reader: Any, view: View) -> tuple[Any, Any]:
     if reader.covariance != "second_moment":
         z = z - xp.mean(z, axis=-2, keepdims=True)
     if reader.covariance == "normalised":
-        variances = suited("norms", rows).feature_variances(rows) if rows.ndim == 2 else xp.var(rows, axis=-2)
+        variances = suited("norms", rows).feature_variances(rows, rows.ndim - 2)
         largest = xp.max(variances, axis=-1)[..., None, None]
         scale = scale / xp.where(largest > 0, factor * largest, xp.ones_like(largest))
-    return scale * _products(z, z), scale * _products(z, rows)
-
-
-def _products(z: Any, rows: Any) -> Any:
-    return columns(z, rows) if z.ndim == rows.ndim == 2 else transpose(z) @ rows
+    products = scale * columns(z, rows, z.ndim - 2)
+    return products @ transpose(view.channel.filters), products
 
 
 @dataclass(frozen=True, eq=False)

@@ -41,7 +41,7 @@ def pinned(threads: int) -> Iterator[None]:
 
 
 def interleaved(
-    sides: Mapping[str, Callable[[], Any]], seconds: float, *, least: int = 5, most: int = 200
+    sides: Mapping[str, Callable[[], Any]], seconds: float, *, least: int = 5, most: int = 200, warm_up: int = WARM_UP
 ) -> dict[str, np.ndarray]:
     """Return the durations of sides that take turns for so many seconds, the first one changing from round to round.
 
@@ -53,6 +53,8 @@ def interleaved(
         When to stop, but for the bounds on the number of rounds.
     least, most : int
         Those bounds.
+    warm_up : int
+        Number of calls of each before.
 
     Returns
     -------
@@ -60,7 +62,7 @@ def interleaved(
         From name to durations in seconds, one per round.
     """
     for call in sides.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             call()
     durations: dict[str, list[float]] = {name: [] for name in sides}
     names, begin = list(sides), time.perf_counter()
@@ -98,6 +100,8 @@ def row(
     accuracy: Mapping[str, Any] | None = None,
     flops: Mapping[str, float] | None = None,
     ceiling: float | None = None,
+    least: int = 5,
+    warm_up: int = WARM_UP,
     **more: Any,
 ) -> dict[str, Any]:
     """Measure one row of the record.
@@ -119,9 +123,11 @@ def row(
         Operations in matrix products of each side.
     ceiling : float, optional
         Operations per second of large products on as many threads.
+    least, warm_up : int
+        See :func:`interleaved`.
     """
     present = {side: call for side, call in sides.items() if call is not None}
-    durations = interleaved(present, seconds)
+    durations = interleaved(present, seconds, least=least, warm_up=warm_up)
     entry: dict[str, Any] = {"name": name, "sides": {}, "over": list(over), "ratio": None, "met": None, **more}
     for side in sides:
         entry["sides"][side] = summary(durations[side]) if side in durations else "missing"

@@ -74,7 +74,7 @@ def _accuracy(row: Mapping[str, Any]) -> str:
 
 
 def _what(row: Mapping[str, Any]) -> str:
-    return row["judged"]["what"] if "judged" in row else f"{row['over'][0]} / {row['over'][1]}"
+    return row["judged"]["what"] if "judged" in row else " / ".join(row["over"])
 
 
 def _saving(row: Mapping[str, Any]) -> str:
@@ -142,8 +142,8 @@ def tables(record: Mapping[str, Any], picture: str | None = None) -> str:
     sections.append(_table(header, (20, 32, 18, 7, 8, 15), body))
     if picture and curves:
         sections.append(
-            f".. figure:: {picture}\n   :alt: Step time against width, depth, batch, rank and ensemble size\n"
-            f"   :target: {picture}\n\n   Medians of a training step of square perceptrons, on {record['threads']} "
+            f".. figure:: {picture}\n   :alt: Step time against width, depth, batch, rank and ensemble size\n\n"
+            f"   Medians of a training step of square perceptrons, on {record['threads']} "
             "threads; dotted: the counted products at the ceiling."
         )
     return "\n\n".join(sections)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Bool, Float
 
@@ -27,6 +27,8 @@ class ReLU(Layer):
     >>> y, layer.pull(None, cache, np.array([[5.0, 5.0]]))
     (array([[0., 2.]]), array([[0., 5.]]))
     """
+
+    ensemble: ClassVar[bool] = True
 
     def forward(self, weights: None, x: Float[Any, "*shape"]) -> tuple[Float[Any, "*shape"], Bool[Any, "*shape"]]:
         """Return the output and where it is positive."""
@@ -52,6 +54,8 @@ class GELU(Layer):
     array([[-0.1587,  0.    ,  0.8413]])
     """
 
+    ensemble: ClassVar[bool] = True
+
     def forward(self, weights: None, x: Float[Any, "*shape"]) -> tuple[Float[Any, "*shape"], Float[Any, "*shape"]]:
         """Return the output and its derivative."""
         return suited("activations", x).gelu(x)
@@ -71,6 +75,8 @@ class Tanh(Layer):
     >>> Tanh().forward(None, np.array([[0.0, 1.0]]))[0].round(4)
     array([[0.    , 0.7616]])
     """
+
+    ensemble: ClassVar[bool] = True
 
     def forward(self, weights: None, x: Float[Any, "*shape"]) -> tuple[Float[Any, "*shape"], Float[Any, "*shape"]]:
         """Return the output, twice."""
@@ -93,6 +99,8 @@ class Erf(Layer):
     array([[0.    , 0.6827]])
     """
 
+    ensemble: ClassVar[bool] = True
+
     def forward(self, weights: None, x: Float[Any, "*shape"]) -> tuple[Float[Any, "*shape"], Float[Any, "*shape"]]:
         """Return the output and the input."""
         return suited("activations", x).erf(x * math.sqrt(0.5)), x
@@ -112,6 +120,8 @@ class Identity(Layer):
     >>> Identity().forward(None, np.ones((1, 2)))[0]
     array([[1., 1.]])
     """
+
+    ensemble: ClassVar[bool] = True
 
     def forward(self, weights: None, x: Any) -> tuple[Any, None]:
         """Return the input; nothing has to be kept."""

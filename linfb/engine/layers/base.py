@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -17,8 +17,12 @@ class Layer(Protocol):
 
     A layer that needs random numbers in training sets ``noisy = True``, takes a :class:`~linfb.backend.Key` as third
     argument of :meth:`forward`, and has ``evaluate(weights, buffers, x)``; one that keeps running averages has
-    ``initial_buffers()``, ``update_buffers(buffers, cache)`` and ``evaluate``.
+    ``initial_buffers()``, ``update_buffers(buffers, cache)`` and ``evaluate``. One whose functions also take arrays
+    with a leading run axis, weights included, sets ``ensemble = True``; of the others every run of an ensemble is done
+    by itself (:mod:`linfb.engine.layers.runs`).
     """
+
+    ensemble: ClassVar[bool] = False
 
     def out_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """Return the shape of a sample's output from that of its input, without the batch; the same by default.

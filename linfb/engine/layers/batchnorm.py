@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from linfb._checks import integer, real
 from linfb.backend import namespace
 from linfb.engine.layers.base import Layer
-from linfb.engine.layers.shapes import last_axis
+from linfb.engine.layers.shapes import last_axis, per_run
 from linfb.kernels import suited
 
 __all__ = ["BatchNorm", "BatchNormCache"]
@@ -32,6 +32,12 @@ class BatchNormCache(NamedTuple):
     inverse_deviation: Any
     mean: Any
     variance: Any
+
+
+def enough_rows(x: Any, leading: int = 0) -> None:
+    """Raise a ValueError if a batch, after `leading` axes, has no variance."""
+    if math.prod(x.shape[leading:-1]) < 2:
+        raise ValueError(f"batch normalisation needs at least 2 rows in training, got x of shape {x.shape}")
 
 
 @dataclass(frozen=True)
@@ -75,6 +81,7 @@ class BatchNorm(Layer):
     n_features: int
     epsilon: float = 1e-5
     momentum: float = 0.1
+    ensemble: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("n_features", self.n_features, at_least=1)
@@ -97,8 +104,7 @@ class BatchNorm(Layer):
         self, weights: dict[str, Any], x: Float[Any, "*rows features"]
     ) -> tuple[Float[Any, "*rows features"], BatchNormCache]:
         """Return the output under the batch's own moments, and what the way back needs."""
-        if math.prod(x.shape[:-1]) < 2:
-            raise ValueError(f"batch normalisation needs at least 2 rows in training, got x of shape {x.shape}")
+        enough_rows(x, weights["gain"].ndim - 1)
         y, *cache = suited("norms", x).batch_norm(x, weights["gain"], weights["shift"], self.epsilon)
         return y, BatchNormCache(*cache)
 
@@ -107,11 +113,11 @@ class BatchNorm(Layer):
     ) -> Float[Any, "*rows features"]:
         """Return the output under the running averages."""
         scale = weights["gain"] / namespace(x).sqrt(buffers["variance"] + self.epsilon)
-        return x * scale + (weights["shift"] - buffers["mean"] * scale)
+        return x * per_run(scale, x) + per_run(weights["shift"] - buffers["mean"] * scale, x)
 
     def update_buffers(self, buffers: dict[str, Any], cache: BatchNormCache) -> dict[str, Any]:
         """Return the running averages with one batch more."""
-        rows, keep = math.prod(cache.normalised.shape[:-1]), 1.0 - self.momentum
+        rows, keep = math.prod(cache.normalised.shape[cache.mean.ndim - 1 : -1]), 1.0 - self.momentum
         return {
             "mean": keep * buffers["mean"] + self.momentum * cache.mean,
             "variance": keep * buffers["variance"] + self.momentum * rows / (rows - 1) * cache.variance,
@@ -119,9 +125,9 @@ class BatchNorm(Layer):
 
     def grad(
         self, weights: dict[str, Any], cache: BatchNormCache, delta: Float[Any, "*rows features"]
-    ) -> dict[str, Float[Any, " features"]]:
+    ) -> dict[str, Float[Any, "*run features"]]:
         """Return the gradients of gain and shift, summed over all rows."""
-        gain, shift = suited("norms", delta).norm_grad(delta, cache.normalised)
+        gain, shift = suited("norms", delta).norm_grad(delta, cache.normalised, weights["gain"].ndim - 1)
         return {"gain": gain, "shift": shift}
 
     def pull(

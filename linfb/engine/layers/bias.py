@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -34,6 +34,7 @@ class Bias(Layer):
     """
 
     n_features: int
+    ensemble: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("n_features", self.n_features, at_least=1)
@@ -47,19 +48,19 @@ class Bias(Layer):
         return np.zeros(self.n_features)
 
     def forward(
-        self, weights: Float[Any, " features"], x: Float[Any, "*rows features"]
+        self, weights: Float[Any, "*run features"], x: Float[Any, "*rows features"]
     ) -> tuple[Float[Any, "*rows features"], None]:
         """Return the output; nothing has to be kept."""
         return suited("norms", x).shifted(x, weights), None
 
     def grad(
-        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]
-    ) -> Float[Any, " features"]:
+        self, weights: Float[Any, "*run features"], cache: None, delta: Float[Any, "*rows features"]
+    ) -> Float[Any, "*run features"]:
         """Return the gradient of the offset, summed over all rows."""
-        return suited("norms", delta).feature_sums(delta)
+        return suited("norms", delta).feature_sums(delta, weights.ndim - 1)
 
     def pull(
-        self, weights: Float[Any, " features"], cache: None, delta: Float[Any, "*rows features"]
+        self, weights: Float[Any, "*run features"], cache: None, delta: Float[Any, "*rows features"]
     ) -> Float[Any, "*rows features"]:
         """Return the error at the input, which is that at the output."""
         return delta

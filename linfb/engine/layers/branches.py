@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import add
 from typing import Any
+
+from linfb._threads import add
 
 __all__ = ["Fork", "Join", "Passed", "Swap", "residual"]
 
@@ -29,7 +30,7 @@ class Fork(_Mark):
     def back(self, delta: Any, aside: list[Any], direct: bool) -> Any:
         """Return the sum of the errors of both ways; under a direct rule that of the branch alone."""
         other = aside.pop()
-        return delta if direct else delta + other
+        return delta if direct else add(delta, other)
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from jaxtyping import Float
 
-from linfb._checks import integer
+from linfb._checks import choice, integer
 from linfb.engine.layers.base import Kernel
 from linfb.kernels import suited
 
@@ -33,11 +33,15 @@ class Conv2d(Kernel):
     padding : int or "same"
         Zeros on each side. "same" is half the size, rounded down, of an odd window: at stride 1 the output has the
         shape of the input.
+    algorithm : {"auto", "im2col", "winograd"}
+        How products are done on NumPy arrays: as one of matrices with patches, which takes every convolution, or
+        Winograd's way (:mod:`linfb.kernels.cpu_winograd`), which takes those of size 3, stride 1, padding up to 2 and
+        at least 8 features on either side. "auto" takes the faster one. Other arrays have one way.
 
     Raises
     ------
     ValueError
-        If a number is out of range, or "same" is asked for with an even size.
+        If a number is out of range, "same" is asked for with an even size, or "winograd" for another convolution.
     TypeError
         If one is not an integer.
 
@@ -69,6 +73,7 @@ class Conv2d(Kernel):
     size: int
     stride: int = 1
     padding: Any = 0
+    algorithm: str = "auto"
 
     def __post_init__(self) -> None:
         for name in ("n_in", "n_out", "size", "stride"):
@@ -80,6 +85,18 @@ class Conv2d(Kernel):
                 raise ValueError(f"padding='same' needs an odd size, got size={self.size}")
             object.__setattr__(self, "padding", self.size // 2)
         integer("padding", self.padding, at_least=0)
+        choice("algorithm", self.algorithm, ("auto", "im2col", "winograd"))
+        if self.algorithm == "winograd" and not (
+            (self.size, self.stride) == (3, 1) and self.padding <= 2 and min(self.n_in, self.n_out) >= 8
+        ):
+            raise ValueError(
+                "algorithm='winograd' needs size=3, stride=1, padding <= 2 and at least 8 features on either side, got "
+                f"size={self.size}, stride={self.stride}, padding={self.padding}, n_in={self.n_in}, n_out={self.n_out}"
+            )
+
+    def __repr__(self) -> str:
+        names = [field.name for field in fields(self) if (field.name, self.algorithm) != ("algorithm", "auto")]
+        return f"Conv2d({', '.join(f'{name}={getattr(self, name)!r}' for name in names)})"
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
@@ -114,7 +131,7 @@ class Conv2d(Kernel):
         self, kernel: Float[Any, "out kh kw in"], x: Float[Any, "batch height width in"]
     ) -> tuple[Float[Any, "batch rows columns out"], Float[Any, "batch height width in"]]:
         """Return the output and what :meth:`grad` needs later (the input)."""
-        return suited("images", x).convolve(x, kernel, self.stride, self.padding), x
+        return suited("images", x, self._way(kernel)).convolve(x, kernel, self.stride, self.padding), x
 
     def grad(
         self,
@@ -123,7 +140,8 @@ class Conv2d(Kernel):
         delta: Float[Any, "batch rows columns out"],
     ) -> Float[Any, "out kh kw in"]:
         """Return the gradient of a kernel, summed over batch and places."""
-        return suited("images", cache).convolve_grad(cache, delta, kernel.shape[1:3], self.stride, self.padding)
+        kernels = suited("images", cache, self._way(kernel))
+        return kernels.convolve_grad(cache, delta, kernel.shape[1:3], self.stride, self.padding)
 
     def pull(
         self,
@@ -132,4 +150,9 @@ class Conv2d(Kernel):
         delta: Float[Any, "batch rows columns out"],
     ) -> Float[Any, "batch height width in"]:
         """Return the error at the input: the adjoint of :meth:`forward`, for any kernel."""
-        return suited("images", delta).convolve_pull(delta, kernel, cache.shape[1:3], self.stride, self.padding)
+        kernels = suited("images", delta, self._way(kernel))
+        return kernels.convolve_pull(delta, kernel, cache.shape[1:3], self.stride, self.padding)
+
+    def _way(self, kernel: Any) -> str:
+        """Return the algorithm for a kernel, which may have fewer output features than the weights."""
+        return "im2col" if self.algorithm == "winograd" and kernel.shape[0] < 8 else self.algorithm

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 
@@ -41,6 +41,8 @@ class Dense(Kernel):
     n_out: int
     blocks: int = 1
 
+    ensemble: ClassVar[bool] = True
+
     @property
     def kernel_shape(self) -> tuple[int, ...]:
         """Shape of the weights, (out, in)."""
@@ -66,7 +68,7 @@ class Dense(Kernel):
         self, kernel: Float[Any, "*run out in"], cache: Float[Any, "*batch in"], delta: Float[Any, "*rows out"]
     ) -> Float[Any, "*any out in"]:
         """Return the gradient of a kernel, summed over all rows: error times input, the same under every rule."""
-        return columns(delta, cache) if kernel.ndim == 2 else transpose(delta) @ cache
+        return columns(delta, cache, kernel.ndim - 2)
 
     def pull(
         self, kernel: Float[Any, "*run out in"], cache: Any, delta: Float[Any, "*rows out"]

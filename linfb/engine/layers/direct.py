@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from linfb._threads import columns, rows
 from linfb.backend import reshape, transpose
@@ -20,6 +20,8 @@ class Direct(Kernel):
     Stands in the place of a kernel layer where an error is direct; nothing passes forward through it. Positions of the
     error (of a sequence of outputs) are those of the input; all other axes of the input are written to one by one.
 
+    Kernels with a leading run axis make an ensemble of networks one call, as in a dense layer.
+
     Parameters
     ----------
     n_error : int
@@ -30,6 +32,8 @@ class Direct(Kernel):
 
     n_error: int
     shape: tuple[int, ...]
+
+    ensemble: ClassVar[bool] = True
 
     @property
     def kernel_shape(self) -> tuple[int, ...]:
@@ -42,15 +46,17 @@ class Direct(Kernel):
 
     def forward(self, kernel: Any, x: Any) -> tuple[Any, Any]:
         """Return what the kernel reads of the layer's input, shape (batch, ..., rank)."""
-        return rows(self._flat(x), transpose(reshape(kernel, kernel.shape[0], -1))), x
+        return rows(self._flat(x), transpose(self._flat(kernel))), x
 
     def grad(self, kernel: Any, cache: Any, delta: Any) -> Any:
         """Return error times the layer's input, summed over batch and shared positions."""
-        return reshape(columns(delta, self._flat(cache)), -1, *self.shape)
+        leading = kernel.ndim - 1 - len(self.shape)
+        gradient = columns(delta, self._flat(cache), leading)
+        return reshape(gradient, *gradient.shape[: leading + 1], *self.shape)
 
     def pull(self, kernel: Any, cache: Any, delta: Any) -> Any:
         """Return the error at the layer's input."""
-        return reshape(rows(delta, reshape(kernel, kernel.shape[0], -1)), *cache.shape)
+        return reshape(rows(delta, self._flat(kernel)), *cache.shape)
 
     def _flat(self, x: Any) -> Any:
         return reshape(x, *x.shape[: x.ndim - len(self.shape)], math.prod(self.shape))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float
@@ -50,6 +50,7 @@ class LayerNorm(Layer):
 
     n_features: int
     epsilon: float = 1e-5
+    ensemble: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         integer("n_features", self.n_features, at_least=1)
@@ -72,9 +73,9 @@ class LayerNorm(Layer):
 
     def grad(
         self, weights: dict[str, Any], cache: tuple[Any, Any], delta: Float[Any, "*rows features"]
-    ) -> dict[str, Float[Any, " features"]]:
+    ) -> dict[str, Float[Any, "*run features"]]:
         """Return the gradients of gain and shift, summed over all rows."""
-        gain, shift = suited("norms", delta).norm_grad(delta, cache[0])
+        gain, shift = suited("norms", delta).norm_grad(delta, cache[0], weights["gain"].ndim - 1)
         return {"gain": gain, "shift": shift}
 
     def pull(

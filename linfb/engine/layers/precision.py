@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from types import ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -64,6 +64,7 @@ class Cast:
 
     layer: Any
     dtype: str
+    ensemble: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         choice("dtype", self.dtype, DTYPES)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["last_axis", "tokens"]
+from linfb.backend import reshape
+
+__all__ = ["last_axis", "per_run", "tokens"]
 
 
 def last_axis(layer: Any, shape: tuple[int, ...], n_features: int) -> tuple[int, ...]:
@@ -18,6 +20,13 @@ def last_axis(layer: Any, shape: tuple[int, ...], n_features: int) -> tuple[int,
     if not shape or shape[-1] != n_features:
         raise ValueError(f"{layer} takes {n_features} features on the last axis, got shape {shape}")
     return shape
+
+
+def per_run(weights: Any, x: Any) -> Any:
+    """Return weights (features,) as they are; those of an ensemble, (run, features), so that each meets its rows."""
+    if weights.ndim == 1:
+        return weights
+    return reshape(weights, weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
 
 
 def tokens(layer: Any, shape: tuple[int, ...], n_tokens: int | None = None, n_features: int | None = None) -> int:
