@@ -371,8 +371,8 @@ def test_an_interrupt_between_two_observables_keeps_whole_rows():
 
     task = low_rank_teacher(5, 4, [2.0, 1.0])
     runs = plan(
-        task, LinearNetwork((5, 4, 4)), rules.backpropagation(), [0.0, 1.0], seeds=0, ranks=None, weight_decay=0.0,
-        observe={"a": lambda snap: np.ones(1), "b": lambda snap: np.ones(1)},
+        task, LinearNetwork((5, 4, 4)), rules.backpropagation(), [0.0, 1.0], seeds=0, ranks=None, rates=None,
+        weight_decay=0.0, observe={"a": lambda snap: np.ones(1), "b": lambda snap: np.ones(1)},
     )  # fmt: skip
     recorder = Recorder(runs)
     recorder.add(None)

@@ -84,18 +84,33 @@ def backward(rule: Rule, state: State, inputs: Float[Any, "*batch in"], labels: 
     return Pass(tuple(activities), tuple(deltas), tuple(reads), tuple(gradients))
 
 
-def flow(rule: Rule, weight_decay: float, state: State, inputs: Any, labels: Any) -> State:
-    """Return the time derivative of every array of `state` on the given data (None where an array rests)."""
+def flow(
+    rule: Rule,
+    weight_decay: Any,
+    state: State,
+    inputs: Any,
+    labels: Any,
+    *,
+    reader_rate: Any = None,
+    mirror_rate: Any = None,
+) -> State:
+    """Return the time derivative of every array of `state` on the given data (None where an array rests).
+
+    `weight_decay` and the rates (None takes the rule's own) are numbers, or arrays of shape (run, 1, 1).
+    """
     run = backward(rule, state, inputs, labels)
+    p_rate = rule.reader.rate if reader_rate is None else reader_rate
+    q_rate = rule.mirror.rate if mirror_rate is None else mirror_rate
+    p_decay, q_decay = (weight_decay if part.decays else 0.0 for part in (rule.reader, rule.mirror))
     velocities = tuple(
         -(_layer(weights).grad(weights, below, delta) + weight_decay * weights)
         for weights, below, delta in zip(state.weights, run.activities, run.deltas, strict=False)
     )
     channels = tuple(
         Channel(
-            P=_move(rule.reader, gradient.P, channel.P, weight_decay),
-            Q=_move(rule.mirror, gradient.Q, channel.Q, weight_decay),
-            M=_move(rule.reader, gradient.M, channel.M, 0.0),
+            P=_move(p_rate, gradient.P, channel.P, p_decay),
+            Q=_move(q_rate, gradient.Q, channel.Q, q_decay),
+            M=_move(p_rate, gradient.M, channel.M, 0.0),
         )
         for gradient, channel in zip(run.channels, state.channels, strict=True)
     )
@@ -106,11 +121,11 @@ def _layer(weights: Any) -> Dense:
     return Dense(weights.shape[-1], weights.shape[-2])
 
 
-def _move(part: Any, gradient: Any, array: Any, weight_decay: float) -> Any:
+def _move(rate: Any, gradient: Any, array: Any, decay: Any) -> Any:
     if gradient is None:
         return None
-    descent = gradient + weight_decay * array if part.decays and weight_decay else gradient
-    return -part.rate * descent
+    none = isinstance(decay, float) and decay == 0.0
+    return -rate * (gradient if none else gradient + decay * array)
 
 
 def dynamic(rule: Rule, state: State) -> list[Any]:

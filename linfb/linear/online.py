@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +27,15 @@ def compiled(rule: Rule) -> bool:
 
 
 def advance(
-    rule: Rule, weight_decay: float, state: State, inputs: np.ndarray, labels: np.ndarray, step_size: float
+    rule: Rule,
+    weight_decay: Any,
+    state: State,
+    inputs: np.ndarray,
+    labels: np.ndarray,
+    step_size: float,
+    *,
+    reader_rate: Any = None,
+    mirror_rate: Any = None,
 ) -> State:
     """Return the state of all runs after one step per entry of `inputs`.
 
@@ -34,11 +43,13 @@ def advance(
     ----------
     rule : Rule
         One that :func:`compiled` accepts.
-    weight_decay : float
+    weight_decay : float or numpy.ndarray, shape (run, 1, 1)
     state : State
         NumPy arrays with a leading run axis.
     inputs, labels : numpy.ndarray, shapes (step, run, batch, in) and (step, run, batch, out)
     step_size : float
+    reader_rate, mirror_rate : float or numpy.ndarray, shape (run, 1, 1), optional
+        None takes the rule's own.
     """
     from linfb.kernels import cpu_online
 
@@ -52,13 +63,17 @@ def advance(
         gains.append(np.broadcast_to(np.ravel(channel.gain), n_runs))
     gain = np.stack(gains, axis=1)
     way, on = _WAYS[type(rule.mirror)], getattr(rule.reader, "on", "errors")
-    rates = (float(rule.mirror.rate * rule.mirror.learns), float(rule.reader.rate * rule.reader.learns))
+    q_rate = rule.mirror.learns * (rule.mirror.rate if mirror_rate is None else mirror_rate)
+    p_rate = rule.reader.learns * (rule.reader.rate if reader_rate is None else reader_rate)
+    decay, q_rate, p_rate = (
+        np.broadcast_to(np.ravel(rate), n_runs).tolist() for rate in (weight_decay, q_rate, p_rate)
+    )
 
     def run(r: int) -> None:
         cpu_online.online_sgd(
             tuple(W[r] for W in weights), tuple(p[r] for p in P), tuple(q[r] for q in Q), gain[r],
             np.ascontiguousarray(inputs[:, r]), np.ascontiguousarray(labels[:, r]),
-            step_size, weight_decay, way, *rates, on == "labels", rule.source == "network",
+            step_size, decay[r], way, q_rate[r], p_rate[r], on == "labels", rule.source == "network",
         )  # fmt: skip
 
     if n_runs == 1:

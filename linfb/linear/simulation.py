@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from types import ModuleType
@@ -69,7 +69,7 @@ def _stacked(states: Sequence[State], xp: Any, dtype: Any) -> State:
 
 @dataclass(frozen=True)
 class _Sampler:
-    """Fresh samples for every run: runs of one seed see the same ones, whatever their rank."""
+    """Fresh samples for every run: runs of one seed see the same ones, whatever their rank and rates."""
 
     task: Task
     seeds: Sequence[int]
@@ -102,6 +102,7 @@ def simulate(
     *,
     seeds: int | Sequence[int] = 0,
     ranks: Sequence[int] | None = None,
+    rates: Mapping[str, Sequence[float]] | None = None,
     weight_decay: float = 0.0,
     method: str | Solver = "dop853",
     coordinates: str = "auto",
@@ -111,8 +112,8 @@ def simulate(
 ) -> xr.Dataset:
     r"""Let a linear network learn a task under a rule, and return what was observed.
 
-    All seeds and ranks run as one batched ensemble. Runs of one seed share their starting weights, samples and, as far
-    as ranks allow, their channel: the first rows of P do not depend on the rank.
+    All seeds, ranks and rates run as one batched ensemble. Runs of one seed share their starting weights, samples and,
+    as far as ranks allow, their channel: the first rows of P do not depend on the rank.
 
     Parameters
     ----------
@@ -125,6 +126,10 @@ def simulate(
         One run per seed.
     ranks : sequence of int, optional
         Runs the rule at each of these ranks instead of its own, as a further dimension of the result.
+    rates : mapping, optional
+        From "weight_decay", "reader_rate" and "mirror_rate" to sequences of non-negative numbers. Runs with each of
+        them instead of `weight_decay` and the rates of the rule's reader and mirror, all combinations, each as a
+        further dimension of that name.
     weight_decay : float
         :math:`\lambda`, on the weights and on those feedback arrays whose rule decays.
     method : {"dop853", "rk4", "euler", "sgd"} or Solver
@@ -145,8 +150,8 @@ def simulate(
     Returns
     -------
     xarray.Dataset
-        Variables as observed, on dimensions (rank,) seed, time and their own, as NumPy arrays; attributes say how they
-        were made. ``channel_rank`` holds the ranks after capping.
+        Variables as observed, on dimensions (those of `rates`, rank,) seed, time and their own, as NumPy arrays;
+        attributes say how they were made. ``channel_rank`` holds the ranks after capping.
 
     Raises
     ------
@@ -172,21 +177,32 @@ def simulate(
     >>> result = simulate(task, LinearNetwork((8, 6, 4), Balanced(0.01)), rule, [0.0, 20.0], weight_decay=1e-3)
     >>> bool(result.loss[0, -1] < 0.01 * result.loss[0, 0])
     True
+
+    Two seeds at three rates of a reader that learns, in one call:
+
+    >>> result = simulate(
+    ...     task, LinearNetwork((8, 6, 4)), low_rank(2), [20.0], seeds=range(2), rates={"reader_rate": [0.0, 0.5, 2.0]}
+    ... )
+    >>> dict(result.loss.sizes)
+    {'reader_rate': 3, 'seed': 2, 'time': 1}
     """
     from tqdm import tqdm
 
     from linfb._errors import DivergenceError, InterruptedRun
 
-    runs = plan(task, network, rule, times, seeds=seeds, ranks=ranks, weight_decay=weight_decay, observe=observe)
+    runs = plan(
+        task, network, rule, times, seeds=seeds, ranks=ranks, rates=rates, weight_decay=weight_decay, observe=observe
+    )
     if getattr(rule.mirror, "restart_every", None) is not None:
         raise ValueError("mirror with restart_every starts again after steps of training; simulate has no such steps")
     if getattr(rule.reader, "every", 1) != 1:
         raise ValueError("reader with every > 1 rests in steps of training; simulate has no such steps")
     solver, xp = named(method), device_namespace(device)
-    made = [initial_state(task, network, member, seed=seed) for member, seed in runs.runs]
+    made = [initial_state(task, network, run.rule, seed=run.seed) for run in runs.runs]
     dtype = getattr(xp, getattr(solver, "dtype", "float64"))
     state = _stacked([one for one, _ in made], xp, dtype)
-    rule, recorder = runs.rules[0], Recorder(runs)
+    rule, recorder, pace = runs.runs[0].rule, Recorder(runs), runs.rates
+    pace_there = {name: rate if np.ndim(rate) == 0 else xp.asarray(rate, dtype=dtype) for name, rate in pace.items()}
     inward = coordinates_of(task, state.weights[0], coordinates, solver)
     within = inward.of(state)
 
@@ -194,20 +210,23 @@ def simulate(
     def moments() -> tuple[Any, ...]:
         return tuple(xp.asarray(array, dtype=dtype) for array in task.moment_set())
 
+    def velocities(now: State, data: tuple[Any, ...]) -> State:
+        return flow(rule, state=now, inputs=data[0], labels=data[1], **pace_there)
+
     def velocity(arrays: list[Any], data: tuple[Any, Any] | None = None) -> list[Any]:
         now = replace_dynamic(rule, within, arrays)
-        return dynamic(rule, flow(rule, runs.weight_decay, now, *(data or inward.moments or moments())))
+        return dynamic(rule, velocities(now, data or inward.moments or moments()))
 
     def online(arrays: list[Any], inputs: Any, labels: Any, step_size: float) -> list[Any]:
         now = replace_dynamic(rule, state, arrays)
-        return dynamic(rule, advance(rule, runs.weight_decay, now, inputs, labels, step_size))
+        return dynamic(rule, advance(rule, state=now, inputs=inputs, labels=labels, step_size=step_size, **pace))
 
     def snapshot(arrays: list[Any], start: Snapshot | None) -> Snapshot:
         now = inward.back(replace_dynamic(rule, within, arrays))
         return Snapshot(
             task, rule, now.weights, now.channels, start,
             passes=lambda: backward(rule, now, *moments()),
-            velocities=lambda: flow(rule, runs.weight_decay, now, *moments()).weights,
+            velocities=lambda: velocities(now, moments()).weights,
         )  # fmt: skip
 
     def result() -> xr.Dataset:
@@ -221,7 +240,7 @@ def simulate(
 
     start = snapshot(dynamic(rule, within), None)
     fast = online if compiled(rule) and isinstance(state.weights[0], np.ndarray) else None
-    problem = Problem(velocity, _Sampler(task, [seed for _, seed in runs.runs], xp, dtype), len(made), xp, fast)
+    problem = Problem(velocity, _Sampler(task, [run.seed for run in runs.runs], xp, dtype), len(made), xp, fast)
     with np.errstate(over="ignore", invalid="ignore"):
         try:
             states = solver.solve(problem, dynamic(rule, within), runs.times)

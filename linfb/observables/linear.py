@@ -22,6 +22,7 @@ class Snapshot:
     ----------
     task : Task
     rule : Rule
+        That of the first run, where ranks or rates vary.
     weights : tuple of array, shapes (run, out, in)
         W_1 ... W_L.
     channels : tuple of Channel

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from linfb._errors import NoClosedFormError
-from linfb._plan import Observe, Plan, Recorder, plan
+from linfb._plan import Observe, Plan, Recorder, Run, plan
 from linfb.networks import Aligned, LinearNetwork
 from linfb.observables.linear import NAMED
 from linfb.rules import Rule, mirrors, resolve_rank
@@ -55,6 +55,7 @@ def predict(
     *,
     seeds: int | Sequence[int] = 0,
     ranks: Sequence[int] | None = None,
+    rates: Mapping[str, Sequence[float]] | None = None,
     weight_decay: float = 0.0,
     method: Any = None,
     coordinates: Any = None,
@@ -68,7 +69,7 @@ def predict(
 
     Parameters
     ----------
-    task, network, rule, times, seeds, ranks, weight_decay
+    task, network, rule, times, seeds, ranks, rates, weight_decay
         As in :func:`linfb.simulate`.
     observe : str, sequence of str, or mapping
         As there, but only what depends on the network's map alone: "loss", "mode_strength", "singular_values",
@@ -101,7 +102,9 @@ def predict(
     >>> result.mode_strength.values[0, -1]
     array([3., 1.])
     """
-    runs = plan(task, network, rule, times, seeds=seeds, ranks=ranks, weight_decay=weight_decay, observe=observe)
+    runs = plan(
+        task, network, rule, times, seeds=seeds, ranks=ranks, rates=rates, weight_decay=weight_decay, observe=observe
+    )
     for name, observable in runs.observables.items():
         if observable in NAMED.values() and not observable.of_map:
             raise NoClosedFormError(
@@ -109,12 +112,12 @@ def predict(
             )
     if not task.whitened:
         raise NoClosedFormError("the inputs are not whitened: closed forms assume the identity as input covariance")
-    maps = np.stack([_map(runs, member, seed) for member, seed in runs.runs])
+    maps = np.stack([_map(runs, run) for run in runs.runs])
     recorder = Recorder(runs)
     for i in range(runs.times.size):
         recorder.add(MapSnapshot(task, maps[:, i]))
     ranks_used = [
-        [_rank(member, layer, width) for layer, width in enumerate(network.widths[2:], 1)] for member, _ in runs.runs
+        [_rank(run.rule, layer, width) for layer, width in enumerate(network.widths[2:], 1)] for run in runs.runs
     ]
     return recorder.dataset(ranks_used, method="closed form", device="cpu")
 
@@ -123,11 +126,12 @@ def _rank(rule: Rule, layer: int, width: int) -> int:
     return width if rule.rank is None else resolve_rank(rule.rank, layer, width)[0]
 
 
-def _map(runs: Plan, rule: Rule, seed: int) -> np.ndarray:
+def _map(runs: Plan, run: Run) -> np.ndarray:
     """Return the map of one run at all times, shape (time, out, in)."""
+    rule, decay, seed = run
     readers = effective_readers(rule, runs.network.widths[1:], seed=seed)
     weights = runs.network.draw(runs.task, readers, seed=seed)
-    A, decay = runs.task.Sigma_yx, runs.weight_decay
+    A = runs.task.Sigma_yx
     if others := [l for l in range(1, len(weights)) if rule.at(l) is not rule]:
         raise NoClosedFormError(f"layer {others[0]} is not under the rule: closed forms know one for all (layers)")
     if type(rule.mirror) is mirrors.Zero:
@@ -139,7 +143,7 @@ def _map(runs: Plan, rule: Rule, seed: int) -> np.ndarray:
     if rule.reader.learns:
         raise NoClosedFormError(f"the reader {rule.reader.name!r} is adaptive: closed forms know a P that rests")
     if type(rule.mirror) is mirrors.Fixed:
-        return _fixed_feedback(runs, rule, weights)
+        return _fixed_feedback(runs, run)
     _require_aligned(rule)
     try:
         return exact_map(A, *weights, runs.times, P=readers[0], weight_decay=decay)
@@ -171,16 +175,16 @@ def _readout_only(A: np.ndarray, weights: Sequence[np.ndarray], times: np.ndarra
     return readout_only_map(A, features, weights[-1], times, weight_decay=decay)
 
 
-def _fixed_feedback(runs: Plan, rule: Rule, weights: Sequence[np.ndarray]) -> np.ndarray:
+def _fixed_feedback(runs: Plan, run: Run) -> np.ndarray:
     """Return the map under feedback that stays at the aligned starting weights: one scalar problem per mode."""
-    start, mirror, task = runs.network.start, rule.mirror, runs.task
+    start, mirror, task = runs.network.start, run.rule.mirror, runs.task
     if not (
         type(start) is Aligned
         and type(mirror) is mirrors.Fixed
         and isinstance(mirror.start, str)
         and mirror.start == "weights"
-        and not rule.reader.compresses
-        and not runs.weight_decay
+        and not run.rule.reader.compresses
+        and not run.weight_decay
     ):
         raise NoClosedFormError(
             "fixed feedback has a closed form only along single modes: an Aligned start, the full error, "

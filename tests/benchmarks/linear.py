@@ -156,22 +156,35 @@ def flows() -> list[Pair]:
 
 
 def linear_ensembles() -> list[Pair]:
-    """Eight seeds times four ranks one by one against one ensemble: flows and online learning, 32-16-16."""
+    """Runs one by one against one ensemble, 32-16-16: eight seeds x four ranks, four seeds x four reader rates."""
     task, network = linfb.low_rank_teacher(32, 16, [3.0, 2.0, 1.0]), linfb.LinearNetwork((32, 16, 16))
-    seeds, ranks = range(8), (1, 2, 4, 8)
+    sweeps = {
+        "8 seeds x 4 ranks": (range(8), {"ranks": (1, 2, 4, 8)}),
+        "4 seeds x 4 rates": (range(4), {"rates": {"reader_rate": (0.25, 0.5, 1.0, 2.0)}}),
+    }
 
-    def run(method: Any, time: float, seeds: Any, ranks: Any) -> np.ndarray:
+    def run(method: Any, time: float, seeds: Any, sweep: Any) -> np.ndarray:
         return linfb.simulate(
-            task, network, rules.low_rank(1), [time], seeds=seeds, ranks=ranks, method=method, observe="network_map"
+            task, network, rules.low_rank(4), [time], seeds=seeds, method=method, observe="network_map", **sweep
         )["network_map"].values  # fmt: skip
 
-    def singly(method: Any, time: float) -> np.ndarray:
-        return np.stack([np.concatenate([run(method, time, s, [r])[0] for s in seeds]) for r in ranks])
+    def singly(method: Any, time: float, seeds: Any, sweep: Any) -> np.ndarray:
+        return np.stack([
+            np.concatenate([run(method, time, seed, one)[0] for seed in seeds]) for one in _members(sweep)
+        ])  # fmt: skip
 
     return [
-        (f"8 seeds x 4 ranks, {name}: one by one / as one ensemble",
-         lambda m=method, t=time: singly(m, t), lambda m=method, t=time: run(m, t, seeds, ranks), gap)
+        (f"{sizes}, {name}: one by one / as one ensemble",
+         lambda m=method, t=time, s=sweep: singly(m, t, *s), lambda m=method, t=time, s=sweep: run(m, t, *s), gap)
+        for sizes, sweep in sweeps.items()
         for name, method, time in (
             ("500 Euler steps", Euler(0.01), 5.0), ("2,000 online steps, float32", SGD(1e-3, dtype="float32"), 2.0)
         )
     ]  # fmt: skip
+
+
+def _members(sweep: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the arguments of a sweep over ranks or one rate, one value each."""
+    if "ranks" in sweep:
+        return [{"ranks": [rank]} for rank in sweep["ranks"]]
+    return [{"rates": {name: [rate]}} for name, rates in sweep["rates"].items() for rate in rates]
