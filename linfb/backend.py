@@ -191,14 +191,14 @@ class Keys:
     """
 
     seeds: tuple[int, ...]
-    names: tuple[str | int, ...] = ()
+    names: tuple[str | int | Live, ...] = ()
 
     @property
     def keys(self) -> tuple[Key, ...]:
         """The place of each run."""
         return tuple(Key(seed, self.names) for seed in self.seeds)
 
-    def at(self, *names: str | int) -> Keys:
+    def at(self, *names: str | int | Live) -> Keys:
         """Return the places of these names below these ones."""
         return Keys(self.seeds, (*self.names, *names))
 

@@ -85,14 +85,14 @@ def test_the_wide_network_for_cifar():
     ranks = [min(r, width) for width in out]
     assert low.transport.flops == sum(2 * n * r * (512 + width) for r, width in zip(ranks, out, strict=True))
     of_Q = [2 * r * 512 * min(n, width) for r, width in zip(ranks, out, strict=True)]
-    of_P = [2 * r * (n * width + n * r + r * width) for r, width in zip(ranks, out, strict=True)]
+    of_P = [2 * r * (n * width + r * min(n, width) + r * width) for r, width in zip(ranks, out, strict=True)]
     assert low.feedback_learning.flops == sum(of_Q) + sum(of_P)
     assert saving(model, rules.low_rank(64)) == pytest.approx(0.047, abs=5e-4)  # to the digits of the hand count
     assert saving(model, rules.low_rank(64)) < saving(model, rules.low_rank(64, **MOVELESS)) - 0.02  # learning counts
 
 
 def test_the_savings_of_transformers():
-    assert 0.15 < saving(small_vit(), rules.low_rank(16)) < 0.18
+    assert saving(small_vit(), rules.low_rank(16)) == pytest.approx(0.180, abs=5e-4)
     model = vit((32, 32, 3), 10)  # the paper's: 384 wide, 8 deep
     for rank, share in ((32, 0.264), (48, 0.229), (64, 0.194)):
         settings = STEP | {"batch_size": 256}
@@ -216,7 +216,9 @@ def repeated(model, rule, batch):
     for rank, rows, n_in, n_out, labels in geometry(model, rule, batch):
         on_labels = labels and getattr(reader, "on", "") == "labels"
         if reader.name == "similarity_matching":
-            surplus["activity of connected units"] += 2 * rank * n_out * ((1 + on_labels) * rows + rank)
+            surplus["activity of connected units"] += (
+                2 * rank * ((1 + on_labels) * rows * n_out + rank * min(rows, n_out))
+            )
             solved += 2 / 3 * rank**3 + 2 * rank**2 * n_out
         if reader.name == "normative":
             surplus["residual"] += 2 * rank * n_in * n_out

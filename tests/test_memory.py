@@ -13,6 +13,7 @@ import pytest
 
 from linfb import rules
 from linfb._threads import threads
+from linfb._workspace import PAGE
 from linfb.backend import Key
 from linfb.engine import (
     Bias,
@@ -97,10 +98,13 @@ def counted(model, rule):
 
 
 def allowance(model, scratch):
-    """Return the bytes of one copy of the largest error and kernel, which a reader and mirror may hold, and scratch."""
+    """Return the bytes of one copy of the largest error and kernel, which a reader and mirror may hold, and scratch.
+
+    What they hold besides comes in whole pages.
+    """
     error = max(math.prod(model.shapes[i + 1]) for i in model.kernels)
     kernel = max(math.prod(model.layers[i].kernel_shape) for i in model.kernels[1:])
-    return 4 * (BATCH * error + kernel) + 1024 * len(model.layers) + scratch
+    return 4 * (BATCH * error + kernel) + PAGE * len(model.layers) + scratch
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +129,8 @@ def test_backpropagation_needs_a_known_multiple_of_what_it_must_keep(name, backp
 @pytest.mark.parametrize("name", NETWORKS)
 def test_low_rank_rules_need_no_more_than_backpropagation_and_their_own_arrays(name, rule, backpropagation):
     model, bp = backpropagation[name]
-    scratch = PATCHES if name == "convolutional" else 0  # of the narrow error
+    narrow = 2 if rule == "local" else 1  # convolutions through Q: of the error, and of the activity
+    scratch = narrow * PATCHES if name == "convolutional" else 0
     own = counted(model, LOW_RANK[rule]).total - counted(model, rules.backpropagation()).total
     assert peak(model, LOW_RANK[rule]) <= bp + own + allowance(model, scratch)
 

@@ -407,7 +407,7 @@ def _reading(rule: Rule, sizes: _Products, rank: int, labels: bool) -> Work:
         return sizes.through(rank) + correlation
     if reader not in ("oja", "similarity_matching"):
         return Work()
-    work = correlation + sizes.product(rank, rank, sizes.n_out)
+    work = correlation + sizes.product(rank, rank, min(sizes.rows, sizes.n_out))
     if reader == "oja":
         work += sizes.product(rank, sizes.n_out, rank)
     work = work + sizes.read(rank) if labels else work

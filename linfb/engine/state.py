@@ -133,7 +133,8 @@ def step(
     value, delta = loss(outputs, targets)
     run = backward(
         model, rule, state.weights, state.channels, caches, delta, targets,
-        error_clip=error_clip, key=None if place is None else place.at("mirror"), number=number, keep=False,
+        error_clip=error_clip, key=None if place is None else place.at("mirror"),
+        number=None if isinstance(number, Live) else number, keep=False,
     )  # fmt: skip
     buffers = tuple(
         None if buffer is None else layer.update_buffers(buffer, cache)

@@ -119,6 +119,11 @@ class Oja(Reader):
     def __post_init__(self) -> None:
         _check_adaptive(self)
 
+    @property
+    def capturable(self) -> bool:
+        """Whether steps are all alike (:mod:`linfb.engine.graph`)."""
+        return self.every == 1
+
     def initial(self, rank: int, n_out: int, rng: np.random.Generator) -> np.ndarray:
         """Return P at the start, shape (rank, out)."""
         return draw(self.start, rank, n_out, rng)
@@ -163,7 +168,9 @@ def _moments(reader: Any, view: View) -> tuple[Any, Any]:
         largest = xp.max(variances, axis=-1)[..., None, None]
         scale = scale / xp.where(largest > 0, factor * largest, xp.ones_like(largest))
     products = scale * columns(z, rows, z.ndim - 2)
-    return products @ transpose(view.channel.filters), products
+    if n <= rows.shape[-1]:
+        return scale * columns(z, z, z.ndim - 2), products
+    return products @ transpose(view.channel.filters), products  # the same for less
 
 
 @dataclass(frozen=True, eq=False)
