@@ -25,7 +25,7 @@ from linfb._checks import integer
 from linfb._workspace import empty, workspace
 from linfb.backend import reshape, transpose
 
-__all__ = ["add", "columns", "for_slices", "products", "rows", "sliced", "threads"]
+__all__ = ["add", "columns", "for_slices", "later", "products", "rows", "sliced", "threads", "together"]
 
 ROWS = 64  # of a product
 MANY_ROWS = 256  # of one with many positions to a sample,
@@ -151,6 +151,36 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
     return results
 
 
+_waiting: ContextVar[list[tuple[Callable[[int, int], Any], int, int]] | None] = ContextVar("waiting", default=None)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Hand all slices that :func:`later` cuts in a block to the threads at once, at its end."""
+    waiting: list[tuple[Callable[[int, int], Any], int, int]] = []
+    token = _waiting.set(waiting)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
+    size = 1 if sum(stop - start for _, start, stop in waiting) > ENTRIES else len(waiting)
+
+    def some(first: int, last: int) -> None:
+        for function, start, stop in waiting[first:last]:
+            function(start, stop)
+
+    for_slices(some, len(waiting), size)
+
+
+def later(function: Callable[[int, int], Any], length: int, size: int) -> None:
+    """Call a function on consecutive slices, as :func:`for_slices` does: at the end of a block of :func:`together`."""
+    waiting = _waiting.get()
+    if waiting is None:
+        for_slices(function, length, size)
+    else:
+        waiting += [(function, start, min(start + size, length)) for start in range(0, length, size)]
+
+
 def add(left: Any, right: Any) -> Any:
     """Return the sum of two arrays of one shape; in slices."""
     if not sliced(left, right) or not (left.flags.c_contiguous and right.flags.c_contiguous):
@@ -236,13 +266,16 @@ def columns(delta: Any, x: Any, leading: int = 0) -> Any:
         for_slices(lambda a, b: np.sum(parts[:, a:b], axis=0, out=result[a:b]), shape[0], COLUMNS)
         return result
 
+    most = max(shape)
+    size = -(-most // (SUMS * COLUMNS)) * COLUMNS
+
     def blocks(first: int, last: int) -> None:
-        for i in range(first, last, COLUMNS):
-            part = slice(i, i + COLUMNS)
+        for i in range(first, last, size):
+            part = slice(i, i + size)
             if shape[0] >= shape[1]:
                 np.matmul(left[:, part].T, right, out=result[part])
             else:
                 np.matmul(left.T, right[:, part], out=result[:, part])
 
-    for_slices(blocks, max(shape), COLUMNS if n * shape[0] * shape[1] > SMALL else max(shape))
+    for_slices(blocks, most, size if n * shape[0] * shape[1] > SMALL else most)
     return result

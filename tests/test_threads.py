@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from linfb._threads import add, columns, for_slices, rows, sliced, threads
+from linfb._threads import add, columns, for_slices, later, rows, sliced, threads, together
 from tests.blas_cases import rows_alike
 
 
@@ -131,3 +131,28 @@ def test_bad_numbers_of_threads():
         pass
     with pytest.raises(TypeError, match="threads"), threads(1.5):
         pass
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_what_is_left_for_later_is_done_together_at_the_end(n):
+    seen, handed = [], []
+    with threads(n):
+        with together():
+            later(lambda a, b: seen.append((a, b)), 5, 2)
+            later(lambda a, b: seen.append((a, b, "other")), 3, 3)
+            handed.append(list(seen))
+        later(lambda a, b: handed.append((a, b)), 2, 2)  # outside of a block at once
+    assert handed == [[], (0, 2)]
+    assert sorted(seen) == [(0, 2), (0, 3, "other"), (2, 4), (4, 5)]
+
+
+def test_nothing_is_done_later_after_an_error():
+    seen = []
+
+    def fails():
+        later(lambda a, b: seen.append(a), 5, 2)
+        raise RuntimeError("before")
+
+    with pytest.raises(RuntimeError, match="before"), together():
+        fails()
+    assert not seen

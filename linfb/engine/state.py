@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from linfb._live import Live, live
+from linfb._threads import together
 from linfb.backend import Key, Keys, namespace
 from linfb.engine.backward import backward, pathways
 from linfb.engine.layers.runs import Runs, joined
@@ -151,12 +152,13 @@ def _updated(
     weights = clipped(flatten({"weights": trees["weights"]}), optimisers.clip_norm, leading)
     gradients = {**weights, **flatten({"channels": trees["channels"]})}
     parts, values, slots = optimisers.parts(rule), _parameters(state._asdict()), dict(state.slots)
-    for path, gradient in gradients.items():
-        part, value = parts[_kind(path)], values[path]
-        values[path], slots[path] = part.optimiser.update(
-            value, gradient, state.slots[path],
-            step=number, factor=live(mul, factor, part.rate), kernels=suited("optimisers", value),
-        )  # fmt: skip
+    with together():
+        for path, gradient in gradients.items():
+            part, value = parts[_kind(path)], values[path]
+            values[path], slots[path] = part.optimiser.update(
+                value, gradient, state.slots[path],
+                step=number, factor=live(mul, factor, part.rate), kernels=suited("optimisers", value),
+            )  # fmt: skip
     moved = rebuild({"weights": state.weights, "channels": state.channels}, values)
     return state._replace(weights=moved["weights"], channels=moved["channels"], slots=slots)
 

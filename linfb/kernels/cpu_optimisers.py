@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
-from linfb._threads import for_slices
+from linfb._threads import for_slices, later
 from linfb._workspace import empty
 from linfb.kernels.reference_optimisers import orthogonalised
 
@@ -176,7 +176,7 @@ def muon(
     """Take one step of Muon; overwrites `value` and `average`."""
     direction, runs = empty(value.shape, value.dtype), getattr(learning_rate, "ndim", 0)
     numbers = _cast(value, momentum, 1 - momentum, lookahead, 1 - lookahead, coupled)
-    _sweep(_averaged, numbers, value, gradient, average, direction)
+    _sweep(_averaged, numbers, value, gradient, average, direction, cut=for_slices)
     matrix = direction.reshape(*value.shape[: runs + 1], -1)
     scale = learning_rate * sqrt(max(1.0, matrix.shape[-2] / matrix.shape[-1]))
     move = orthogonalised(matrix, steps).reshape(value.shape)
@@ -206,14 +206,20 @@ def _adam_numbers(
 
 def _cast(value: np.ndarray, *numbers: Any) -> np.ndarray:
     """Return numbers in the array's precision, so that the loop stays in it: (run, number), or one row for all runs."""
-    table = np.empty((max(np.size(number) for number in numbers), len(numbers)), value.dtype)
+    table = np.empty((max(getattr(number, "size", 1) for number in numbers), len(numbers)), value.dtype)
     for i, number in enumerate(numbers):
         table[:, i] = number
     return table
 
 
-def _sweep(kernel: Callable[..., None], numbers: np.ndarray, value: np.ndarray, *others: np.ndarray | None) -> None:
-    """Run a kernel over slices of arrays of one shape and dtype; it writes to all but the second."""
+def _sweep(
+    kernel: Callable[..., None], numbers: np.ndarray, value: np.ndarray, *others: np.ndarray | None,
+    cut: Callable[..., Any] = later,
+) -> None:  # fmt: skip
+    """Run a kernel over slices of arrays of one shape and dtype; it writes to all but the second.
+
+    Inside of :func:`linfb._threads.together` it is run at the end, unless it is `cut` by another function.
+    """
     arrays, runs = _flat(value, *others), len(numbers)
     rows = [None if array is None else array.reshape(runs, -1) for array in arrays]
 
@@ -223,9 +229,9 @@ def _sweep(kernel: Callable[..., None], numbers: np.ndarray, value: np.ndarray, 
         kernel(*(None if array is None else array[at] for array in rows), own)
 
     if runs == 1:
-        for_slices(part, value.size, SLICE)
+        cut(part, value.size, SLICE)
     else:
-        for_slices(part, runs, max(1, RUNS // max(1, value.size // runs)))
+        cut(part, runs, max(1, RUNS // max(1, value.size // runs)))
 
 
 def _flat(value: np.ndarray, gradient: Any, *state: np.ndarray | None) -> list[np.ndarray | None]:
