@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from linfb.backend import Key
+from linfb.backend import Key, Keys
 from linfb.engine import BatchNorm, Bias, Conv2d, Dense, GlobalAveragePool, MaxPool2d, Model, Optimizers, ReLU, sgd
 from linfb.engine import mlp as perceptron
 from linfb.engine import vit as transformer
 from linfb.engine.backward import backward
 from linfb.engine.fusing import fused
+from linfb.engine.layers.runs import side_by_side
 from linfb.engine.losses import cross_entropy, one_hot
 from linfb.engine.models import forward
-from linfb.engine.state import initial_state, step
+from linfb.engine.optimisers import joined
+from linfb.engine.state import initial_state, stacked_states, step
 from linfb.engine.trees import flatten
 from linfb.rules import Rule
 
@@ -130,9 +133,25 @@ def gradients(model: Model, rule: Rule, x: np.ndarray, labels: np.ndarray) -> tu
 
 def ensemble_stepper(
     model: Model, rule: Rule, x: np.ndarray, labels: np.ndarray, members: int
-) -> Callable[[], Any] | None:
-    """Return a function that takes one step of all members of an ensemble, or None while networks have none.
+) -> Callable[[], Any]:  # fmt: skip
+    """Return a function that takes one step of all members of an ensemble: seeds 0 to members - 1, on one batch."""
+    optimisers = joined([optimiser()] * members)
+    states = [
+        initial_state(model, rule, optimiser(), seed, lambda array: array.astype(x.dtype))[0]
+        for seed in range(members)
+    ]  # fmt: skip
+    state, network, number = stacked_states(states, np.array), side_by_side(model, members), 0
+    together = np.broadcast_to(x, (members, *x.shape))
+    targets = np.broadcast_to(one_hot(labels, model.n_out, like=x), (members, len(x), model.n_out))
+    key = Keys(tuple(range(members)))
 
-    The place to plug it in: members differ by their seeds, 0 to members - 1, and share the batch.
-    """
-    return None
+    def call() -> Any:
+        nonlocal state, number
+        number += 1
+        state, loss, _ = step(
+            network, rule, partial(cross_entropy, leading=1), optimisers, state, together, targets, number=number,
+            key=key,
+        )  # fmt: skip
+        return loss
+
+    return call
