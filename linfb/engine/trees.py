@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = ["flatten", "rebuild"]
 
 
-def _items(tree: Any) -> Iterator[tuple[str, Any]] | None:
-    if isinstance(tree, Mapping):
-        return iter(tree.items())
-    if hasattr(tree, "_asdict"):
-        return iter(tree._asdict().items())
+def _items(tree: Any) -> Iterable[tuple[str, Any]] | None:
     if isinstance(tree, tuple):
-        return ((str(i), entry) for i, entry in enumerate(tree))
-    return None
+        names = getattr(tree, "_fields", None)
+        return zip(map(str, range(len(tree))) if names is None else names, tree, strict=True)
+    return tree.items() if isinstance(tree, Mapping) else None
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
@@ -27,13 +24,20 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     >>> sorted(flatten({"weights": (np.ones(1), {"gain": np.ones(2)}, None)}))
     ['weights/0', 'weights/1/gain']
     """
+    flat: dict[str, Any] = {}
+    _collect(tree, prefix, flat)
+    return flat
+
+
+def _collect(tree: Any, prefix: str, flat: dict[str, Any]) -> None:
+    if tree is None or isinstance(tree, float | int):
+        return
     entries = _items(tree)
     if entries is None:
-        return {} if tree is None or isinstance(tree, float | int) else {prefix: tree}
-    flat: dict[str, Any] = {}
+        flat[prefix] = tree
+        return
     for key, entry in entries:
-        flat |= flatten(entry, f"{prefix}/{key}" if prefix else key)
-    return flat
+        _collect(entry, f"{prefix}/{key}" if prefix else key, flat)
 
 
 def rebuild(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:

@@ -153,10 +153,12 @@ def like_theirs(ours: Mapping[str, np.ndarray], theirs: list[np.ndarray]) -> lis
     return [_theirs(array, other.ndim).reshape(other.shape) for array, other in pairs]
 
 
-def single_members(widths: tuple[int, ...], members: int, x: np.ndarray, labels: np.ndarray) -> Callable[[], Any]:
-    """Return a function that takes one step of each of so many perceptrons with batch normalisation, one by one."""
+def single_members(
+    widths: tuple[int, ...], members: int, x: np.ndarray, labels: np.ndarray, in_a_row: int
+) -> Callable[[], Any]:
+    """Return a function that takes some steps of each of so many perceptrons with batch normalisation, one by one."""
     steps = [stepper(_perceptron(widths, "batch"), x, labels) for _ in range(members)]
-    return lambda: [call() for call in steps]
+    return lambda: [call() for call in steps for _ in range(in_a_row)]
 
 
 def online_scan(
