@@ -203,11 +203,11 @@ class Keys:
         return Keys(self.seeds, (*self.names, *names))
 
     def uniform(self, shape: tuple[int, ...], like: Any) -> Any:
-        """Return independent uniform numbers in [0, 1), shape (run, *shape)."""
+        """Return independent uniform numbers in [0, 1), ``(run, *shape)``."""
         return namespace(like).stack([key.uniform(shape, like) for key in self.keys])
 
     def normal(self, shape: tuple[int, ...], like: Any) -> Any:
-        """Return independent standard normal numbers, shape (run, *shape)."""
+        """Return independent standard normal numbers, ``(run, *shape)``."""
         return namespace(like).stack([key.normal(shape, like) for key in self.keys])
 
     def normal_like(self, array: Any) -> Any:
