@@ -1,8 +1,8 @@
 """Memory that the arrays of a training step take in turn.
 
 Fresh memory is slow: every first touch of a page goes through the operating system. Inside ``with workspace():``
-:func:`empty` hands out memory again as soon as nobody holds an array in it, so that from the second step on a training
-step asks the system for none. Whoever keeps a result keeps its memory: it is handed out again only when the last
+:func:`empty` hands out memory again as soon as nobody holds an array in it, so that after the first steps of a training
+run hardly any is asked for. Whoever keeps a result keeps its memory: it is handed out again only when the last
 reference to it is gone, and no lifetimes have to be declared.
 """
 
