@@ -204,9 +204,10 @@ def rows(x: Any, matrix: Any) -> Any:
         return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
     result = empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
     if _is_narrow(flat, matrix):
-        from linfb.kernels.cpu_products import narrow
+        from linfb.kernels.cpu_products import narrow, packed
 
-        for_slices(lambda a, b: narrow(flat[a:b], matrix, result[a:b]), len(flat), max(ROWS, -(-len(flat) // SUMS)))
+        panels = packed(matrix)
+        for_slices(lambda a, b: narrow(flat[a:b], panels, result[a:b]), len(flat), max(ROWS, -(-len(flat) // SUMS)))
         return result.reshape(*x.shape[:-1], matrix.shape[1])
 
     size = MANY_ROWS if math.prod(x.shape[1:-1]) >= POSITIONS else ROWS

@@ -16,7 +16,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic, register_jitable
 from numba.np.arrayobj import make_array
 
-__all__ = ["multiply", "narrow", "padded"]
+__all__ = ["multiply", "narrow", "packed", "padded"]
 
 BYTES = 64 if binding.get_host_cpu_features().get("avx512f") else 32
 """Size of a vector; it decides no more than speed."""
@@ -135,17 +135,24 @@ def multiply(left, right, out):
 
 
 @njit(cache=True, **_OPTIONS)
-def narrow(left, right, out):
-    """Set ``out = left @ right`` for few columns, which must be whole vectors: every row has the same bits anywhere."""
+def packed(right):
+    """Return a matrix cut into panels of at most three vectors of columns, (panel, row, column), for :func:`narrow`."""
     length, columns = right.shape
-    lanes = BYTES // out.itemsize
-    wide = 3 * lanes
-    panels = np.empty(((columns + wide - 1) // wide, length, wide), out.dtype)
-    for l in range(length):
-        for j in range(columns):
-            panels[j // wide, l, j % wide] = right[l, j]
+    wide = 3 * (BYTES // right.itemsize)
+    panels = np.empty(((columns + wide - 1) // wide, length, wide), right.dtype)
+    for p in range(panels.shape[0]):
+        for j in range(min(wide, columns - p * wide)):
+            for l in range(length):
+                panels[p, l, j] = right[l, p * wide + j]
+    return panels
+
+
+@njit(cache=True, **_OPTIONS)
+def narrow(left, panels, out):
+    """Set ``out = left @ right`` for few columns, which must be whole vectors: every row has the same bits anywhere."""
+    wide = panels.shape[2]
     for first in range(0, out.shape[0], BLOCK):
         last = min(first + BLOCK, out.shape[0])
         for p in range(panels.shape[0]):
-            start, stop = p * wide, min((p + 1) * wide, columns)
+            start, stop = p * wide, min((p + 1) * wide, out.shape[1])
             multiply(left[first:last], panels[p, :, : stop - start], out[first:last, start:stop])

@@ -113,12 +113,25 @@ class View:
     number: int | None = None
     gradient: Any = None
     weights: Any = None
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """Return what a function makes, which is called for the first one who asks for this name only."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     @property
     def perfect(self) -> Any:
         """The kernel of a perfect mirror, P W; None where the weights are not shown."""
         P, W = self.channel.filters, self.weights
         return W if P is None or W is None else self.layer.compose(P, W)
+
+    @property
+    def residual(self) -> Any:
+        """How far the channel is from a way back through the weights themselves, P^T Q - W, shaped like W."""
+        P, Q = self.channel.P, self.channel.Q
+        return self.once("residual", lambda: self.layer.compose(transpose(P), Q) - self.weights)
 
     def flat(self, array: Any) -> Any:
         """Return an array (..., batch, positions, feature) as rows: batch and positions on one axis."""

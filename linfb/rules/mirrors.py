@@ -331,10 +331,13 @@ class Normative(Mirror):
         """Return P and Q at the start."""
         return Channel(*_factors(weights, shape[0]))
 
+    def carry(self, view: View) -> Any:
+        """Return the error at the layer's input; the perfect mirror, which it could see, is not made for that."""
+        return view.layer.pull(view.channel.Q, view.cache, view.z)
+
     def gradient(self, view: View) -> Any:
         """Return :math:`P (P^T Q - W)`, shaped like Q."""
-        P, Q = view.channel.P, view.channel.Q
-        return view.layer.compose(P, view.layer.compose(transpose(P), Q) - view.weights)
+        return view.layer.compose(view.channel.P, view.residual)
 
     def restarted(self, layer: Layer, channel: Channel, weights: Any, step: int) -> Channel | None:
         """Return P and Q of the present weights when it is time to."""

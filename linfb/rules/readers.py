@@ -10,6 +10,7 @@ the paper's protocol for nonlinear networks), which makes a reader blind to the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -133,7 +134,7 @@ class Oja(Reader):
         if not _turn(self, view):
             return None
         overlaps, products = _moments(self, view)
-        return overlaps @ view.channel.P - products
+        return columns(overlaps, view.channel.P, overlaps.ndim - 2) - products  # overlaps are symmetric
 
 
 def _check_adaptive(reader: Any) -> None:
@@ -167,9 +168,10 @@ def _moments(reader: Any, view: View) -> tuple[Any, Any]:
         variances = suited("norms", rows).feature_variances(rows, rows.ndim - 2)
         largest = xp.max(variances, axis=-1)[..., None, None]
         scale = scale / xp.where(largest > 0, factor * largest, xp.ones_like(largest))
-    products = scale * columns(z, rows, z.ndim - 2)
+    scaled = scale * z
+    products = columns(scaled, rows, z.ndim - 2)
     if n <= rows.shape[-1]:
-        return scale * columns(z, z, z.ndim - 2), products
+        return columns(scaled, z, z.ndim - 2), products
     return products @ transpose(view.channel.filters), products  # the same for less
 
 
@@ -240,14 +242,14 @@ class SimilarityMatching(Reader):
         """Return what P descends, shape (rank, out): row i from the activity of unit i alone; None where it rests."""
         if not _turn(self, view):
             return None
-        overlaps, products = _moments(self, view)
+        overlaps, products = view.once("moments", partial(_moments, self, view))
         return _diagonal(overlaps) * view.channel.P - products
 
     def lateral_gradient(self, view: View) -> Any:
         """Return what M descends, shape (rank, rank); exactly zero on the diagonal. None where it rests."""
         if not _turn(self, view):
             return None
-        overlaps, _ = _moments(self, view)
+        overlaps, _ = view.once("moments", partial(_moments, self, view))
         return self.ratio * (_diagonal(overlaps) * view.channel.M - overlaps)
 
 
@@ -321,5 +323,4 @@ class Normative(Reader):
 
     def gradient(self, view: View) -> Any:
         """Return :math:`Q(P^T Q - W)^T`, shape (rank, out)."""
-        P, Q = view.channel.P, view.channel.Q
-        return view.layer.contract(Q, view.layer.compose(transpose(P), Q) - view.weights)
+        return view.layer.contract(view.channel.Q, view.residual)

@@ -78,7 +78,7 @@ class Dense(Kernel):
 
     def compose(self, P: Float[Any, "*run rank out"], kernel: Float[Any, "*run out in"]) -> Float[Any, "*run rank in"]:
         """Return the kernel of this layer followed by a map P of its output features."""
-        return P @ kernel
+        return columns(transpose(P), kernel, kernel.ndim - 2)
 
     def contract(self, Q: Float[Any, "*run rank in"], kernel: Float[Any, "*run out in"]) -> Float[Any, "*run rank out"]:
         """Return the inner products of all output features of two kernels."""
