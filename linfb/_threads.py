@@ -14,7 +14,7 @@ from _thread import allocate_lock
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from threading import Thread
 from typing import Any
@@ -40,11 +40,12 @@ NARROW = 256  # bytes of a row
 
 
 class _Helper:
-    """A thread that waits for work; handing it over and waiting for its end are one lock each."""
+    """A thread that shares products while it is awake, and can be given any work."""
 
-    def __init__(self) -> None:
-        self._begin, self._end = allocate_lock(), allocate_lock()
-        self._begin.acquire()
+    def __init__(self, pool: _Pool, number: int) -> None:
+        self._pool, self._number = pool, number
+        self._sleep, self._end = allocate_lock(), allocate_lock()
+        self._sleep.acquire()
         self._end.acquire()
         self._work: Callable[[], Any] | None = None
         self._error: BaseException | None = None
@@ -53,7 +54,9 @@ class _Helper:
 
     def _loop(self) -> None:
         while True:
-            self._begin.acquire()
+            if not cpu_pool().serve(self._pool.words, self._number):
+                self._sleep.acquire()
+                continue
             if self._work is None:
                 return
             try:
@@ -63,9 +66,16 @@ class _Helper:
             self._work = None  # lets go of its arrays
             self._end.release()
 
-    def start(self, work: Callable[[], Any]) -> None:
+    def wake(self) -> None:
+        """Make sure that it does not sleep."""
+        if cpu_pool().wake(self._pool.words, self._number):
+            self._sleep.release()
+
+    def start(self, work: Callable[[], Any] | None) -> None:
+        """Give it work; None ends it."""
         self._work = work
-        self._begin.release()
+        cpu_pool().call(self._pool.words, self._number)
+        self.wake()
 
     def wait(self) -> BaseException | None:
         """Return, after the end of the work, the error that ended it."""
@@ -74,11 +84,40 @@ class _Helper:
         return error
 
     def stop(self) -> None:
-        self._begin.release()
+        self.start(None)
         self._thread.join()
 
 
-_workers: ContextVar[tuple[tuple[_Helper, ...], int]] = ContextVar("workers", default=((), 0))
+class _Pool:
+    """Helpers, and the words by which they and the thread that uses them share products."""
+
+    def __init__(self, helpers: int) -> None:
+        self.words = cpu_pool().shared(helpers)
+        self.helpers = tuple(_Helper(self, number) for number in range(helpers))
+
+    def multiply(self, *chain: tuple[list[int], Any], items: int) -> None:
+        """Do products that :func:`~linfb.kernels.cpu_pool.described` describes, one after the other in every item."""
+        pool, words = cpu_pool(), self.words
+        for number, (description, _) in enumerate(chain):
+            at = pool.PRODUCTS + pool.FIELDS * number
+            words[at : at + pool.FIELDS] = description
+        words[pool.LENGTH] = len(chain)
+        if items > 1:
+            for number, helper in enumerate(self.helpers):
+                if pool.sleeps(words, number):
+                    helper.wake()
+        pool.multiply(words, items)
+
+
+@cache
+def cpu_pool() -> Any:
+    """Return the module of compiled waiting and products, imported where threads are used."""
+    import linfb.kernels.cpu_pool
+
+    return linfb.kernels.cpu_pool
+
+
+_pool: ContextVar[_Pool | None] = ContextVar("pool", default=None)
 
 
 @contextmanager
@@ -90,23 +129,29 @@ def threads(n: int) -> Iterator[None]:
     n : int
         Number of Python threads, at least 1.
     """
+    import scipy.linalg.cython_blas  # noqa: F401  the BLAS of products, which has to be there to be told
     from threadpoolctl import threadpool_limits
 
     integer("threads", n, at_least=1)
-    helpers = tuple(_Helper() for _ in range(n - 1))
-    token = _workers.set((helpers, n))
+    pool = _Pool(n - 1)
+    token = _pool.set(pool)
     try:
         with threadpool_limits(1, user_api="blas"), workspace():
             yield
     finally:
-        _workers.reset(token)
-        for helper in helpers:
+        _pool.reset(token)
+        for helper in pool.helpers:
             helper.stop()
 
 
 def sliced(*arrays: Any) -> bool:
     """Return whether products of these arrays are to be done in fixed slices."""
-    return _workers.get()[1] > 0 and all(isinstance(array, np.ndarray) for array in arrays)
+    return _pool.get() is not None and all(isinstance(array, np.ndarray) for array in arrays)
+
+
+def _multiplied(*arrays: np.ndarray) -> bool:
+    """Return whether the pool can multiply these arrays: of one type that BLAS has."""
+    return sliced(*arrays) and arrays[0].dtype.char in "fd" and all(a.dtype == arrays[0].dtype for a in arrays)
 
 
 def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> list[Any]:
@@ -119,12 +164,13 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
     length, size : int
         What is cut, and into slices of how much; the last may be shorter.
     """
+    pool = _pool.get()
     if length <= size:
-        token = _workers.set(((), 0))
+        token = _pool.set(None)
         try:
             return [function(0, length)] if length else []
         finally:
-            _workers.reset(token)
+            _pool.reset(token)
     bounds = [(start, min(start + size, length)) for start in range(0, length, size)]
     results: list[Any] = [None] * len(bounds)
     turn = count()
@@ -133,8 +179,8 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
         while (i := next(turn)) < len(bounds):
             results[i] = function(*bounds[i])
 
-    helpers = _workers.get()[0][: max(0, len(bounds) - 1)]
-    token = _workers.set(((), 0))
+    helpers = pool.helpers[: len(bounds) - 1] if pool is not None else ()
+    token = _pool.set(None)
     errors: list[BaseException | None] = []
     try:
         for helper in helpers:
@@ -144,7 +190,7 @@ def for_slices(function: Callable[[int, int], Any], length: int, size: int) -> l
         finally:
             errors = [helper.wait() for helper in helpers]
     finally:
-        _workers.reset(token)
+        _pool.reset(token)
     for error in errors:
         if error is not None:
             raise error
@@ -200,46 +246,54 @@ def rows(x: Any, matrix: Any) -> Any:
         y = products(_merged(x), matrix)
         return y if x.ndim <= 3 else reshape(y, *x.shape[:-1], matrix.shape[-1])
     flat = x if x.ndim <= 2 else reshape(x, -1, x.shape[-1])
-    if not sliced(x, matrix):
+    if not _multiplied(x, matrix):
         return flat @ matrix if x.ndim <= 2 else reshape(flat @ matrix, *x.shape[:-1], matrix.shape[1])
-    result = empty((flat.shape[0], matrix.shape[1]), np.result_type(x, matrix))
-    if _is_narrow(flat, matrix):
+    n, many = len(flat), math.prod(x.shape[1:-1]) >= POSITIONS
+    result = empty((n, matrix.shape[1]), x.dtype)
+    if many and _is_narrow(matrix):
         from linfb.kernels.cpu_products import narrow, packed
 
         panels = packed(matrix)
-        for_slices(lambda a, b: narrow(flat[a:b], panels, result[a:b]), len(flat), max(ROWS, -(-len(flat) // SUMS)))
+        for_slices(lambda a, b: narrow(flat[a:b], panels, result[a:b]), n, max(ROWS, -(-n // SUMS)))
         return result.reshape(*x.shape[:-1], matrix.shape[1])
 
-    size = MANY_ROWS if math.prod(x.shape[1:-1]) >= POSITIONS else ROWS
-
-    def block(start: int, stop: int) -> None:
-        for i in range(start, stop, size):
-            part, out = flat[i : i + size], result[i : i + size]
-            if len(part) == size:
-                np.matmul(part, matrix, out=out)
-            else:
-                padded = np.zeros((size, flat.shape[1]), flat.dtype)
-                padded[: len(part)] = part
-                out[...] = (padded @ matrix)[: len(part)]
-
-    several = max(1, len(flat) // (SUMS * size)) * size
-    for_slices(block, len(flat), several if len(flat) * matrix.size > SMALL else len(flat))
+    size = MANY_ROWS if many else ROWS
+    whole = n // size
+    _blocks(flat[: whole * size], matrix, result[: whole * size], size)
+    if rest := n - whole * size:
+        padded = np.zeros((size, flat.shape[1]), x.dtype)
+        padded[:rest] = flat[whole * size :]
+        product = np.empty((size, matrix.shape[1]), x.dtype)
+        _blocks(padded, matrix, product, size)
+        result[whole * size :] = product[:rest]
     return result.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def _is_narrow(x: np.ndarray, matrix: np.ndarray) -> bool:
+def _blocks(x: np.ndarray, matrix: np.ndarray, out: np.ndarray, size: int) -> None:
+    """Set ``out = x @ matrix``, in blocks of so many rows."""
+    if out.size == 0:
+        return
+    module, pool = cpu_pool(), _pool.get()
+    blocks = len(x) // size
+    each = max(1, blocks // SUMS) if len(x) * matrix.size > SMALL else blocks
+    pool.multiply(module.described(x, matrix, out, module.ROWS, size, each), items=-(-blocks // each))
+
+
+def _is_narrow(matrix: np.ndarray) -> bool:
     """Return whether a product has too few columns for BLAS to be fast, and only whole vectors of them."""
     bytes_of_row = matrix.shape[1] * matrix.itemsize
-    return x.dtype == matrix.dtype in (np.float32, np.float64) and 0 < bytes_of_row <= NARROW and bytes_of_row % 64 == 0
+    return 0 < bytes_of_row <= NARROW and bytes_of_row % 64 == 0
 
 
 def products(a: Any, b: Any) -> Any:
     """Return ``a @ b``; matrices (run, ..., ...) in slices of runs."""
-    if not (a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] and sliced(a, b)):
+    if not (a.ndim == b.ndim == 3 and a.shape[0] == b.shape[0] and _multiplied(a, b)):
         return a @ b
-    result = empty((*a.shape[:2], b.shape[2]), np.result_type(a, b))
-    each = max(1, a.shape[1] * a.shape[2] * b.shape[2])
-    for_slices(lambda i, j: np.matmul(a[i:j], b[i:j], out=result[i:j]), len(a), max(1, WORK // each))
+    result = empty((*a.shape[:2], b.shape[2]), a.dtype)
+    if result.size:
+        module, pool = cpu_pool(), _pool.get()
+        each = max(1, WORK // max(1, a.shape[1] * a.shape[2] * b.shape[2]))
+        pool.multiply(module.described(a, b, result, module.NOTHING, 1, each), items=-(-len(a) // each))
     return result
 
 
@@ -248,35 +302,35 @@ def _merged(x: Any) -> Any:
     return x if x.ndim <= 3 else reshape(x, x.shape[0], -1, x.shape[-1])
 
 
-def columns(delta: Any, x: Any, leading: int = 0) -> Any:
+def columns(delta: Any, x: Any, leading: int = 0, plus: tuple[Any, Any] | None = None) -> Any:
     """Return the products of all features of `delta` with all of `x`, summed over rows, shape (features, features).
 
     Of an ensemble, `leading` is 1: a run axis comes first, in `x` only if there are more axes than (row, feature).
+    Those of a second pair of arrays, `plus`, are added.
     """
     if leading:
-        return products(transpose(_merged(delta)), _merged(x))
+        result = products(transpose(_merged(delta)), _merged(x))
+        return result if plus is None else add(result, columns(*plus, leading))
     left, right = reshape(delta, -1, delta.shape[-1]), reshape(x, -1, x.shape[-1])
-    if not sliced(left, right):
-        return transpose(left) @ right
-    n, shape, dtype = left.shape[0], (left.shape[1], right.shape[1]), np.result_type(left, right)
-    result = empty(shape, dtype)
+    if not _multiplied(left, right):
+        result = transpose(left) @ right
+        return result if plus is None else result + columns(*plus)
+    n, shape = left.shape[0], (left.shape[1], right.shape[1])
+    result, module, pool = empty(shape, left.dtype), cpu_pool(), _pool.get()
+    if result.size == 0:
+        return result
     if n > TALL * max(shape):
         size = -(-n // SUMS)
-        parts = empty((-(-n // size), *shape), dtype)
+        parts = empty((-(-n // size), *shape), left.dtype)
         for_slices(lambda a, b: np.matmul(left[a:b].T, right[a:b], out=parts[a // size]), n, size)
         for_slices(lambda a, b: np.sum(parts[:, a:b], axis=0, out=result[a:b]), shape[0], COLUMNS)
-        return result
-
-    most = max(shape)
+        return result if plus is None else add(result, columns(*plus))
+    cut, most = (module.ROWS, shape[0]) if shape[0] >= shape[1] else (module.COLUMNS, shape[1])
     size = -(-most // (SUMS * COLUMNS)) * COLUMNS
-
-    def blocks(first: int, last: int) -> None:
-        for i in range(first, last, size):
-            part = slice(i, i + size)
-            if shape[0] >= shape[1]:
-                np.matmul(left[:, part].T, right, out=result[part])
-            else:
-                np.matmul(left.T, right[:, part], out=result[:, part])
-
-    for_slices(blocks, most, size if n * shape[0] * shape[1] > SMALL else most)
+    pieces = -(-most // size)
+    each = 1 if n * shape[0] * shape[1] > SMALL else pieces
+    chain = [module.described(left.T, right, result, cut, size, each)]
+    if plus is not None:
+        chain.append(module.described(plus[0].T, plus[1], result, cut, size, each, plus=True))
+    pool.multiply(*chain, items=-(-pieces // each))
     return result

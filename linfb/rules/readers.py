@@ -133,8 +133,9 @@ class Oja(Reader):
         """Return :math:`-PC(I - P^T P)`, shape (rank, out); None in steps in which P rests."""
         if not _turn(self, view):
             return None
-        overlaps, products = _moments(self, view)
-        return columns(overlaps, view.channel.P, overlaps.ndim - 2) - products  # overlaps are symmetric
+        P, (rows, z, scaled) = view.channel.P, _activities(self, view)
+        overlaps = columns(scaled, z, z.ndim - 2)
+        return columns(-scaled, rows, z.ndim - 2, plus=(overlaps, P))
 
 
 def _check_adaptive(reader: Any) -> None:
@@ -150,8 +151,8 @@ def _turn(reader: Any, view: View) -> bool:
     return view.number is None or view.number % reader.every == 0
 
 
-def _moments(reader: Any, view: View) -> tuple[Any, Any]:
-    r"""Return :math:`FCF^\top`, shape (..., rank, rank), and :math:`FC`, shape (..., rank, out), for filters F.
+def _activities(reader: Any, view: View) -> tuple[Any, Any, Any]:
+    """Return the rows that are read, what the filters make of them, and that times what makes averages of its sums.
 
     The rows are not copied: whether their mean is taken off, only the narrow z has to know.
     """
@@ -160,17 +161,22 @@ def _moments(reader: Any, view: View) -> tuple[Any, Any]:
         z = rows @ transpose(view.channel.filters)
     else:
         rows, z, factor = view.flat(view.delta), view.flat(view.z), float(view.samples) ** 2
-    xp, n = namespace(rows), rows.shape[-2]
-    scale: Any = factor * (1 if view.number is None else reader.every) / n
+    xp = namespace(rows)
+    scale: Any = factor * (1 if view.number is None else reader.every) / rows.shape[-2]
     if reader.covariance != "second_moment":
         z = z - xp.mean(z, axis=-2, keepdims=True)
     if reader.covariance == "normalised":
         variances = suited("norms", rows).feature_variances(rows, rows.ndim - 2)
         largest = xp.max(variances, axis=-1)[..., None, None]
         scale = scale / xp.where(largest > 0, factor * largest, xp.ones_like(largest))
-    scaled = scale * z
+    return rows, z, scale * z
+
+
+def _moments(reader: Any, view: View) -> tuple[Any, Any]:
+    r"""Return :math:`FCF^\top`, shape (..., rank, rank), and :math:`FC`, shape (..., rank, out), for filters F."""
+    rows, z, scaled = _activities(reader, view)
     products = columns(scaled, rows, z.ndim - 2)
-    if n <= rows.shape[-1]:
+    if rows.shape[-2] <= rows.shape[-1]:
         return columns(scaled, z, z.ndim - 2), products
     return products @ transpose(view.channel.filters), products  # the same for less
 
