@@ -1,6 +1,8 @@
 """Fixed slices on any number of threads: the same bits, and the caller's BLAS setting afterwards."""
 
 import threading
+import time
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -64,9 +66,9 @@ def test_many_rows_have_the_bits_of_few(dtype):
         assert not np.array_equal(whole[6:41], part)
 
 
-@pytest.mark.parametrize(("n", "k", "m"), [(1, 5, 16), (701, 33, 48), (1030, 70, 64)])
-def test_products_with_few_columns_are_the_plain_ones(n, k, m):
-    x, matrix = draw(n, k), draw(m, k).T
+@pytest.mark.parametrize(("n", "k", "m"), [(1, 5, 16), (17, 33, 48), (26, 70, 64)])
+def test_products_of_many_positions_with_few_columns_are_the_plain_ones(n, k, m):
+    x, matrix = draw(n, 41, k), draw(m, k).T
     found = []
     for several in (1, 2, 3):
         with threads(several):
@@ -74,9 +76,60 @@ def test_products_with_few_columns_are_the_plain_ones(n, k, m):
     assert all(np.array_equal(found[0], other) for other in found[1:])
     exact, scale = x.astype(float) @ matrix, np.abs(x) @ np.abs(matrix)
     assert (np.abs(found[0] - exact) <= k * 2.0**-23 * scale).all()
-    assert not (np.abs(found[0][:, ::-1] - exact) <= k * 2.0**-23 * scale).all()  # control
+    assert not (np.abs(found[0][..., ::-1] - exact) <= k * 2.0**-23 * scale).all()  # control
     with threads(2):
         assert np.array_equal(rows(x[n // 2 :], matrix), found[0][n // 2 :])  # whatever BLAS does
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.2])  # with helpers that look for work, and that sleep
+def test_a_pool_does_every_item_once(pause):
+    turns = 3 if pause else 400
+    x, matrix, exact = draw(640, 70, dtype="float64"), draw(70, 90, dtype="float64"), []
+    with threads(3):
+        found = []
+        for i in range(turns):
+            time.sleep(pause)
+            found.append((rows(x + i, matrix), columns(x, x + i)))
+    for i, (product, moments) in enumerate(found):
+        assert np.allclose(product, (x + i) @ matrix, rtol=0, atol=1e-10)
+        assert np.allclose(moments, x.T @ (x + i), rtol=0, atol=1e-9)
+        exact.append(np.allclose(product, (x + i + 1) @ matrix, rtol=0, atol=1e-10))
+    assert not any(exact)  # control
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_second_pair_of_products_is_added(dtype, turned):
+    left, right = draw(200, 300, dtype=dtype), draw(200, 40, dtype=dtype)
+    more, other = draw(30, 300, dtype=dtype), draw(30, 40, dtype=dtype)
+    if turned:
+        left, right, more, other = right, left, other, more
+    exact = left.T.astype(np.longdouble) @ right + more.T.astype(np.longdouble) @ other
+    tolerance = 230 * np.finfo(dtype).eps * np.abs(exact).max()
+    for n in (0, 1, 2):
+        with threads(n) if n else nullcontext():
+            found = columns(left, right, plus=(more, other))
+            alone = columns(left, right)
+        assert np.abs(found - exact).max() < tolerance
+        assert not np.abs(alone - exact).max() < tolerance
+
+
+def test_matrices_lie_in_memory_in_any_way():
+    x, matrix = draw(130, 64, dtype="float64"), draw(64, 20, dtype="float64")
+    views = [
+        (x, matrix), (np.asfortranarray(x), matrix), (x, np.asfortranarray(matrix)), (x[::-1, ::-1], matrix[::-1]),
+        (x[:, :1], matrix[:1]), (x[:1], matrix[:, :1]), (np.broadcast_to(x[:1], x.shape), matrix),
+        (x[:, ::2], matrix[::2]), (x[:0], matrix), (x, matrix[:, :0]), (x[:, :0], matrix[:0]),
+    ]  # fmt: skip
+    with threads(2):
+        for left, right in views:
+            found = rows(left, right)
+            assert found.shape == (len(left), right.shape[1])
+            assert np.allclose(found, left @ right, rtol=0, atol=1e-12)
+            if left.shape[1]:
+                assert np.allclose(columns(left, x[: len(left)]), left.T @ x[: len(left)], rtol=0, atol=1e-11)
+        half = x.astype(np.float16)
+        assert np.array_equal(rows(half, half.T), half @ half.T)  # a type that BLAS does not have
 
 
 def test_sums_are_the_plain_ones():
