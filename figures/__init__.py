@@ -6,7 +6,7 @@ A figure is a module of this package with a docstring (question, theory, what is
     a frozen dataclass of settings per preset, ``{"quick": Config(...), "paper": Config(...)}``;
 ``PARTS``
     the name of a tuple-valued field of the configuration: each of its entries is simulated, cached and, with more than
-    one process, distributed on its own;
+    one process, distributed on its own; but those that differ in rank alone ("Oja r=1", "Oja r=2") stay together;
 ``simulate(config, resources) -> xarray.Dataset``
     with a dimension called after that field's singular, along which parts are joined;
 ``checks(results, config) -> dict``

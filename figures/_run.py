@@ -41,7 +41,7 @@ class Resources:
 
 @dataclass
 class Part:
-    """One cached unit of a figure: the configuration reduced to one entry of the field that is split."""
+    """One cached unit of a figure: the configuration reduced to one sweep of the field that is split."""
 
     name: str
     label: str
@@ -51,13 +51,22 @@ class Part:
     record: dict[str, Any] = field(default_factory=dict)
 
 
+def sweeps(entries: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return entries by their names, those that differ in rank alone ("Oja r=1", "Oja r=2") under one ("Oja")."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for entry in entries:
+        label = str(entry).partition(" r=")[0]
+        found[label] = (*found.get(label, ()), entry)
+    return found
+
+
 def parts_of(name: str, config: Any, resources: Resources) -> list[Part]:
     """Return the units of a figure."""
     split = load(name).PARTS
     return [
-        Part(name, str(entry), part, _cache.key_of(name, part, resources.device))
-        for entry in getattr(config, split)
-        for part in [replace(config, **{split: (entry,)})]
+        Part(name, label, part, _cache.key_of(name, part, resources.device))
+        for label, entries in sweeps(getattr(config, split)).items()
+        for part in [replace(config, **{split: entries})]
     ]
 
 
@@ -130,7 +139,7 @@ def joined(name: str, config: Any, parts: Sequence[Part]) -> xr.Dataset:
 
     split = load(name).PARTS
     by_label = {part.label: part.dataset for part in parts if part.dataset is not None}
-    ordered = [by_label[str(entry)] for entry in getattr(config, split)]
+    ordered = [by_label[label] for label in sweeps(getattr(config, split))]
     return xr.concat(ordered, dim=split.removesuffix("s"), combine_attrs="drop", join="outer")
 
 

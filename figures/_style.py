@@ -94,3 +94,17 @@ def curves(axes: Any, x: Any, runs: Any, colour: str, **options: Any) -> None:
         axes.plot(x, run, "-", color=colour, linewidth=0.5, alpha=0.5, zorder=1)
         axes.plot(x, run, ".", color=colour, markersize=2.5, alpha=0.6, markeredgewidth=0, zorder=1)
     axes.plot(x, np.median(runs, axis=0), "-", color=colour, linewidth=1.5, zorder=2, **options)
+
+
+def strip(axes: Any, place: float, runs: Any, colour: str) -> None:
+    """Draw every run of a rule as a dot, side by side about its place on the x axis, and their median as a bar.
+
+    Runs that are NaN are left out.
+    """
+    import numpy as np
+
+    shown = np.asarray(runs)[np.isfinite(runs)]
+    if shown.size:
+        shift = 0.12 * np.linspace(-1, 1, shown.size) if shown.size > 1 else np.zeros(1)
+        axes.plot(place + shift, shown, "o", color=colour, markersize=3.5, markeredgewidth=0)
+        axes.plot([place - 0.3, place + 0.3], [np.median(shown)] * 2, "-", color=colour, linewidth=1.8)

@@ -29,14 +29,17 @@ with mirrors that start aligned, could.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from figures._run import Resources
+from figures._run import Resources, sweeps
 from figures._style import COLOURS, GREY, PAGE, curves, new_figure, panel_letter
-from figures.networks import diverged_runs, loss_curves, trained
+from figures._training import rule_without_channel, summary, trained
+from figures.networks import CURVES, loss_curves
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -108,12 +111,7 @@ def rule_of(cell: str) -> Rule:
     if name in CHANNELS:
         reader = readers.Oja(on="labels", covariance="normalised")
         return {"low-rank": rules.low_rank, "direct low-rank": rules.direct_low_rank}[name](int(rank), reader=reader)
-    return {
-        "backpropagation": rules.backpropagation,
-        "DFA": rules.direct_feedback_alignment,
-        "feedback alignment": rules.feedback_alignment,
-        "zero feedback": rules.zero_feedback,
-    }[name]()
+    return rule_without_channel(name)
 
 
 def text_of(config: Config) -> Text:
@@ -166,35 +164,33 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
     import xarray as xr
 
     text = text_of(config)
-    return xr.concat([_one_cell(cell, text, config, resources) for cell in config.cells], dim="cell", join="outer")
+    parts = [_one_sweep(cells, text, config, resources) for cells in sweeps(config.cells).values()]
+    found = xr.concat(parts, dim="cell", join="outer")
+    numbers = {"vocabulary": text.n_classes, "unigram_entropy": unigram_entropy(text.tokens[: text.borders[0]])}
+    return found.assign({name: xr.full_like(found.chosen_rate, number) for name, number in numbers.items()})
 
 
-def _one_cell(cell: str, text: Text, config: Config, resources: Resources) -> xr.Dataset:
-    from linfb.engine import adamw, train
+def _one_sweep(cells: Sequence[str], text: Text, config: Config, resources: Resources) -> xr.Dataset:
+    from linfb.engine import adamw, train_ensemble
     from linfb.engine.architectures import decoder
 
-    splits = text.splits()
     observe = {}
-    if cell == "backpropagation":
+    if "backpropagation" in cells:
         observe = {
             "participation_ratio": lambda view: error_dimensions(view)[0],
             "components": lambda view: error_dimensions(view)[1],
         }
-
-    def run(rate: float, seed: int) -> xr.Dataset:
-        return train(
-            splits, decoder(config.length, text.n_classes, width=config.width, depth=config.depth, heads=config.heads),
-            rule_of(cell), epochs=config.epochs, batch_size=config.batch_size,
-            optimizer=adamw(rate, weight_decay=0.0), observe=observe, seed=seed, device=resources.device, threads=1,
-            progress=False, name=text.name,
-        )  # fmt: skip
-
-    def score(result: xr.Dataset) -> float:
-        return -float(result.validation_loss.sel(epoch=result.chosen_epoch))
-
-    found = trained(run, score, config.learning_rates, config.seeds, config.choosing_seeds, extra=tuple(observe))
-    entropy = unigram_entropy(text.tokens[: text.borders[0]])
-    return found.assign(vocabulary=text.n_classes, unigram_entropy=entropy).expand_dims(cell=[cell])
+    train = partial(
+        train_ensemble, text.splits(),
+        decoder(config.length, text.n_classes, width=config.width, depth=config.depth, heads=config.heads),
+        epochs=config.epochs, batch_size=config.batch_size, observe=observe, device=resources.device, progress=False,
+        name=text.name,
+    )  # fmt: skip
+    return trained(
+        train, {cell: rule_of(cell) for cell in cells}, partial(adamw, weight_decay=0.0),
+        lambda runs: -runs.validation_loss.isel(epoch=runs.chosen_epoch), rates=config.learning_rates,
+        seeds=config.seeds, choosing_seeds=config.choosing_seeds, keep=(*CURVES, *observe),
+    )  # fmt: skip
 
 
 def _dimensions(results: xr.Dataset) -> dict[str, float]:
@@ -214,14 +210,13 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """
     losses = {cell: float(results.test_loss.sel(cell=cell).mean()) for cell in config.cells}
     found = {f"test loss, {cell}": loss for cell, loss in losses.items()}
-    found |= {f"test accuracy, {cell}": float(results.test_accuracy.sel(cell=cell).mean()) for cell in config.cells}
-    found |= {f"learning rate, {cell}": float(results.chosen_rate.sel(cell=cell)) for cell in config.cells}
+    found |= summary(results, config.cells)
     if {"zero feedback", "backpropagation"} <= set(config.cells):
         worst, best = losses["zero feedback"], losses["backpropagation"]
         narrow = [cell for cell in config.cells if cell not in FULL]
         found |= {f"share of the gap closed, {cell}": (worst - losses[cell]) / (worst - best) for cell in narrow}
     found |= {"entropy of single characters": float(results.unigram_entropy[0])} | _dimensions(results)
-    return {key: value for key, value in found.items() if np.isfinite(value)} | diverged_runs(results, config.cells)
+    return {key: value for key, value in found.items() if np.isfinite(value)}
 
 
 def plot(results: xr.Dataset, config: Config) -> Any:

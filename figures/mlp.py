@@ -21,12 +21,12 @@ mnist`` or ``--data cifar10`` with ``--data-root``; ``--preset cpu`` is the comp
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from figures._run import Resources
-from figures._style import COLOURS, GREY, PAGE, curves, new_figure, panel_letter
+from figures._style import COLOURS, GREY, PAGE, curves, new_figure, panel_letter, strip
+from figures._training import rule_without_channel, summary, trained
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -103,79 +103,38 @@ def rule_of(cell: str) -> Rule:
     if name in READERS:
         reader = readers.Fixed() if name == "fixed P" else readers.Oja(on="labels", covariance="normalised")
         return rules.low_rank(int(rank), reader=reader)
-    return {
-        "backpropagation": rules.backpropagation,
-        "Kolen-Pollack": rules.kolen_pollack,
-        "feedback alignment": rules.feedback_alignment,
-        "DFA": rules.direct_feedback_alignment,
-        "zero feedback": rules.zero_feedback,
-    }[name]()
+    return rule_without_channel(name)
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
     """Return, per cell, validation accuracy at every learning rate, and test accuracy at the one chosen by it."""
-    import xarray as xr
-
     from linfb.datasets import load_dataset
+    from linfb.engine import Exponential, amsgrad, mlp, train_ensemble
 
     data = load_dataset(config.data, root=resources.data_root)
     splits = data.splits(train=config.train, validation=config.validation)
-    return xr.concat([_one_cell(cell, splits, config, resources) for cell in config.cells], dim="cell")
-
-
-def _one_cell(cell: str, splits: Any, config: Config, resources: Resources) -> xr.Dataset:
-    import xarray as xr
-
-    from linfb.engine import Exponential, amsgrad, grid, mlp, train_ensemble
-
-    model = mlp(splits.train.x.shape[1], config.widths, splits.n_classes)
-    shape = (len(config.learning_rates), len(config.seeds))
-    validation, test, epoch = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
-
-    def run(rates: slice, seeds: slice) -> None:
-        optimizers = [
-            amsgrad(rate, weight_decay=config.weight_decay, decay="decoupled") for rate in config.learning_rates[rates]
-        ]
-        if not (members := grid(rule_of(cell), optimizers, seeds=config.seeds[seeds])):
-            return
-        result = train_ensemble(
-            splits, model, members, epochs=config.epochs, batch_size=config.batch_size,
-            schedule=Exponential(config.lr_decay), device=resources.device, progress=False, name=config.data,
-        )  # fmt: skip
-        for table, values in (
-            (validation, result.validation_accuracy.max("epoch")),
-            (test, result.test_accuracy.sel(weights="chosen")),
-            (epoch, result.chosen_epoch),
-        ):
-            table[rates, seeds] = values.values.reshape(len(optimizers), -1)
-
-    choosing = min(config.choosing_seeds, len(config.seeds))
-    run(slice(None), slice(choosing))
-    means = validation[:, :choosing].mean(axis=1)
-    best = int(np.argmax(np.where(np.isnan(means), -np.inf, means)))
-    run(slice(best, best + 1), slice(choosing, None))
-    return xr.Dataset(
-        {
-            "validation": (("learning_rate", "seed"), validation),
-            "test": ("seed", test[best]),
-            "chosen_epoch": ("seed", epoch[best]),
-            "chosen_rate": config.learning_rates[best],
-        },
-        coords={"learning_rate": list(config.learning_rates), "seed": list(config.seeds)},
-    ).expand_dims(cell=[cell])
+    train = partial(
+        train_ensemble, splits, mlp(splits.train.x.shape[1], config.widths, splits.n_classes), epochs=config.epochs,
+        batch_size=config.batch_size, schedule=Exponential(config.lr_decay), device=resources.device, progress=False,
+        name=config.data,
+    )  # fmt: skip
+    optimizer = partial(amsgrad, weight_decay=config.weight_decay, decay="decoupled")
+    return trained(
+        train, {cell: rule_of(cell) for cell in config.cells}, optimizer, rates=config.learning_rates,
+        seeds=config.seeds, choosing_seeds=config.choosing_seeds, keep=("test_accuracy", "chosen_epoch"),
+    )  # fmt: skip
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
-    """Return mean test accuracies and chosen learning rates."""
-    found = {f"test accuracy, {cell}": float(results.test.sel(cell=cell).mean()) for cell in config.cells}
-    return found | {f"learning rate, {cell}": float(results.chosen_rate.sel(cell=cell)) for cell in config.cells}
+    """Return mean test accuracies, chosen learning rates, and how many runs diverged."""
+    return summary(results, config.cells)
 
 
 def plot(results: xr.Dataset, config: Config) -> Any:
     """Return the figure: test error against rank, and that of the rules without a channel."""
     figure = new_figure(PAGE, 2.9)
     swept, full = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
-    error = (1 - results.test).clip(1e-3)
+    error = (1 - results.test_accuracy).clip(1e-3)
     by_reader = {reader: [cell for cell in config.cells if cell.startswith(f"{reader} r=")] for reader in READERS}
     for colour, (reader, cells) in zip(COLOURS, by_reader.items(), strict=False):
         ranks = [int(cell.partition("=")[2]) for cell in cells]
@@ -188,7 +147,10 @@ def plot(results: xr.Dataset, config: Config) -> Any:
         if cell in config.cells:
             level = float(error.sel(cell=cell).median())
             swept.axhline(level, color=GREY, linewidth=0.9, linestyle=line, label=f"{cell}, median")
-    _strip(full, error, [cell for cell in FULL if cell in config.cells])
+    full_rank = [cell for cell in FULL if cell in config.cells]
+    for place, cell in enumerate(full_rank):
+        strip(full, place, error.sel(cell=cell).values, COLOURS[2 + place % 5])
+    full.set_xticks(range(len(full_rank)), [_LINES.get(cell, cell) for cell in full_rank])
     for axes in (swept, full):
         axes.axhline(1 - CHANCE, color=GREY, linewidth=0.9, linestyle=":", label="chance")
         axes.set_yscale("log")
@@ -205,13 +167,3 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     panel_letter(swept, "a")
     panel_letter(full, "b")
     return figure
-
-
-def _strip(axes: Any, error: xr.DataArray, cells: list[str]) -> None:
-    """Draw every seed of each rule as a dot, and its median as a bar."""
-    for place, cell in enumerate(cells):
-        colour, runs = COLOURS[2 + place % 5], error.sel(cell=cell).values
-        shift = 0.12 * np.linspace(-1, 1, runs.size) if runs.size > 1 else np.zeros(1)
-        axes.plot(place + shift, runs, "o", color=colour, markersize=3.5, markeredgewidth=0)
-        axes.plot([place - 0.3, place + 0.3], [np.median(runs)] * 2, "-", color=colour, linewidth=1.8)
-    axes.set_xticks(range(len(cells)), [_LINES.get(cell, cell) for cell in cells])

@@ -29,14 +29,16 @@ the retina were the lowest of their grids, so their accuracies may be too low.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from figures._run import Resources
-from figures._style import COLOURS, GREY, PAGE, new_figure, panel_letter
+from figures._style import COLOURS, GREY, PAGE, new_figure, panel_letter, strip
+from figures._training import rule_without_channel, summary, trained
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -46,6 +48,8 @@ if TYPE_CHECKING:
 
 RULES = ("backpropagation", "low-rank", "narrow optic nerve", "feedback alignment", "zero feedback")
 TITLES = {"vgg": "VGG-like network", "vit": "vision transformer", "retina": "retina and ventral stream"}
+CURVES = ("step_loss", "validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "chosen_epoch")
+"""What is kept of a run."""
 WINDOW = 1 / 40
 """Share of the steps over which the loss is averaged for the plot."""
 
@@ -171,11 +175,7 @@ def rule_of(cell: str, config: Config) -> Rule:
         return replace(rules.low_rank(config.nerve_rank, reader=reader), layers=(2,))
     if name == "low-rank":
         return rules.low_rank(getattr(config, architecture).rank, reader=reader)
-    return {
-        "backpropagation": rules.backpropagation,
-        "feedback alignment": rules.feedback_alignment,
-        "zero feedback": rules.zero_feedback,
-    }[name]()
+    return rule_without_channel(name)
 
 
 def model_of(architecture: str, shape: Sequence[int], n_classes: int, config: Config) -> Model:
@@ -195,7 +195,7 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 
 def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
     from linfb.datasets import load_dataset
-    from linfb.engine import optimisers, schedules, train
+    from linfb.engine import optimisers, schedules, train_ensemble
 
     architecture = cell.split(" / ")[0]
     setting: Training = getattr(config, architecture)
@@ -205,21 +205,18 @@ def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
     splits = data.splits(train=config.train, validation=config.validation, layout="image")
     schedule, *arguments = setting.schedule
 
-    def run(rate: float, seed: int) -> xr.Dataset:
-        return train(
-            splits, model_of(architecture, splits.shape, splits.n_classes, config), rule_of(cell, config),
-            epochs=setting.epochs, batch_size=setting.batch_size,
-            optimizer=getattr(optimisers, setting.optimizer)(rate, weight_decay=setting.weight_decay),
-            schedule=getattr(schedules, schedule)(*arguments), augment=_augmentations(setting.augment), seed=seed,
-            device=resources.device, threads=1, progress=False, name=data.name,
-        )  # fmt: skip
-
-    found = trained(
-        run, lambda result: float(result.validation_accuracy.max()), setting.learning_rates, config.seeds,
-        config.choosing_seeds,
+    train = partial(
+        train_ensemble, splits, model_of(architecture, splits.shape, splits.n_classes, config), epochs=setting.epochs,
+        batch_size=setting.batch_size, schedule=getattr(schedules, schedule)(*arguments),
+        augment=_augmentations(setting.augment), device=resources.device, progress=False, name=data.name,
     )  # fmt: skip
-    found = found.assign(chance=1 / splits.n_classes, steps_per_epoch=len(splits.train.x) // setting.batch_size)
-    return found.expand_dims(cell=[cell])
+    optimizer = partial(getattr(optimisers, setting.optimizer), weight_decay=setting.weight_decay)
+    found = trained(
+        train, {cell: rule_of(cell, config)}, optimizer, rates=setting.learning_rates, seeds=config.seeds,
+        choosing_seeds=config.choosing_seeds, keep=CURVES,
+    )  # fmt: skip
+    steps = len(splits.train.x) // setting.batch_size
+    return found.assign(chance=("cell", [1 / splits.n_classes]), steps_per_epoch=("cell", [steps]))
 
 
 def _augmentations(names: Sequence[str]) -> tuple[Any, ...]:
@@ -227,59 +224,6 @@ def _augmentations(names: Sequence[str]) -> tuple[Any, ...]:
 
     made = {"crop": RandomCrop, "flip": RandomFlip, "cutout": Cutout, "autoaugment": AutoAugment}
     return tuple(made[name]() for name in names)
-
-
-def trained(
-    run: Callable[[float, int], xr.Dataset], score: Callable[[xr.Dataset], float], rates: Sequence[float],
-    seeds: Sequence[int], choosing_seeds: int, extra: Sequence[str] = (),
-) -> xr.Dataset:  # fmt: skip
-    """Train at every learning rate with the first seeds, and with the others at the rate whose mean score is highest.
-
-    A run that diverges has no score, a rate at which one diverges is chosen only if there is no other (then the first
-    is). Of the chosen rate come the curves of all seeds, as far as they go, test values and what `extra` names.
-
-    Returns
-    -------
-    xarray.Dataset
-        `score` and `diverged` (0 or 1; NaN where there was no run) by learning rate and seed, `chosen_rate`, and by
-        seed `step_loss`, `validation_loss`, `validation_accuracy`, `test_loss`, `test_accuracy`, `chosen_epoch`.
-    """
-    import xarray as xr
-
-    from linfb import DivergenceError
-
-    scores, diverged = (np.full((len(rates), len(seeds)), np.nan) for _ in range(2))
-    results: dict[tuple[int, int], xr.Dataset] = {}
-
-    def attempt(i: int, j: int) -> None:
-        try:
-            results[i, j] = run(rates[i], seeds[j])
-            scores[i, j], diverged[i, j] = score(results[i, j]), 0
-        except DivergenceError as error:
-            results[i, j], diverged[i, j] = error.partial, 1
-
-    choosing = min(choosing_seeds, len(seeds))
-    for i in range(len(rates)):
-        for j in range(choosing):
-            attempt(i, j)
-    means = scores[:, :choosing].mean(axis=1)
-    best = int(np.argmax(np.where(np.isnan(means), -np.inf, means)))
-    for j in range(choosing, len(seeds)):
-        attempt(best, j)
-    runs = [_recorded(results[best, j], extra) for j in range(len(seeds))]
-    found = xr.concat(runs, dim="seed", join="outer", combine_attrs="drop")
-    tables: dict[str, Any] = {
-        "score": (("learning_rate", "seed"), scores),
-        "diverged": (("learning_rate", "seed"), diverged),
-    }
-    return found.assign(**tables, chosen_rate=rates[best]).assign_coords(learning_rate=list(rates), seed=list(seeds))
-
-
-def _recorded(result: xr.Dataset, extra: Sequence[str]) -> xr.Dataset:
-    names = ["validation_loss", "validation_accuracy", "test_loss", "test_accuracy", "chosen_epoch", *extra]
-    kept = result[names].sel(weights="chosen", drop=True)
-    losses = result.step_loss.astype("float32")
-    return kept.assign(step_loss=losses).assign_coords(step=np.arange(1, losses.size + 1))
 
 
 def smoothed(losses: Any, window: int) -> np.ndarray:
@@ -290,16 +234,7 @@ def smoothed(losses: Any, window: int) -> np.ndarray:
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return mean test accuracies of the runs that ended, chosen learning rates, and how many runs diverged."""
-    found = {f"test accuracy, {cell}": float(results.test_accuracy.sel(cell=cell).mean()) for cell in config.cells}
-    found |= {f"learning rate, {cell}": float(results.chosen_rate.sel(cell=cell)) for cell in config.cells}
-    return {key: value for key, value in found.items() if np.isfinite(value)} | diverged_runs(results, config.cells)
-
-
-def diverged_runs(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:
-    """Return the number of runs that diverged, at any learning rate, cell by cell where there are any, and in all."""
-    counts = {cell: float(results.diverged.sel(cell=cell).sum()) for cell in cells}
-    found = {f"runs that diverged, {cell}": count for cell, count in counts.items() if count}
-    return found | {"runs that diverged": sum(counts.values())}
+    return summary(results, config.cells)
 
 
 def plot(results: xr.Dataset, config: Config) -> Any:
@@ -309,7 +244,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     above, below = figure.subplots(2, len(columns), squeeze=False, height_ratios=(1.25, 1))
     lines: dict[str, Any] = {}
     chance = float(results.chance[0])
-    for axes, strip, name, letter in zip(above, below, columns, "abc", strict=False):
+    for axes, lower, name, letter in zip(above, below, columns, "abc", strict=False):
         rules = [rule for rule in RULES if f"{name} / {rule}" in config.cells]
         for rule in rules:
             cell = results.sel(cell=f"{name} / {rule}")
@@ -318,9 +253,9 @@ def plot(results: xr.Dataset, config: Config) -> Any:
         axes.set_title(TITLES[name])
         axes.set_xlabel("epoch")
         axes.set_ylim(0, min(axes.get_ylim()[1], 1.5 * np.log(1 / chance)))
-        _strip(strip, results, name, rules)
-        strip.axhline(chance, color=GREY, linewidth=0.9, linestyle=":")
-        strip.set_ylim(0, 1)
+        _accuracies(lower, results, name, rules)
+        lower.axhline(chance, color=GREY, linewidth=0.9, linestyle=":")
+        lower.set_ylim(0, 1)
         panel_letter(axes, letter)
     above[0].set_ylabel("training loss")
     below[0].set_ylabel("test accuracy")
@@ -349,17 +284,13 @@ def loss_curves(axes: Any, losses: np.ndarray, colour: str, unit: int = 1) -> An
     return axes.plot(place[thinned], np.median(runs, axis=0)[thinned], "-", color=colour, linewidth=1.5)[0]
 
 
-def _strip(axes: Any, results: xr.Dataset, name: str, rules: Sequence[str]) -> None:
+def _accuracies(axes: Any, results: xr.Dataset, name: str, rules: Sequence[str]) -> None:
     """Draw every seed of each rule as a dot, their median as a bar, and say how many of them diverged."""
     for place, rule in enumerate(rules):
         runs = results.test_accuracy.sel(cell=f"{name} / {rule}").values
-        ended = runs[np.isfinite(runs)]
-        shift = 0.12 * np.linspace(-1, 1, ended.size) if ended.size > 1 else np.zeros(ended.size)
-        axes.plot(place + shift, ended, "o", color=_colour(rule), markersize=3.5, markeredgewidth=0)
-        if ended.size:
-            axes.plot([place - 0.3, place + 0.3], [np.median(ended)] * 2, "-", color=_colour(rule), linewidth=1.8)
-        if ended.size < runs.size:
-            words = f"{runs.size - ended.size} of {runs.size}\ndiverged"
+        strip(axes, place, runs, _colour(rule))
+        if diverged := np.count_nonzero(np.isnan(runs)):
+            words = f"{diverged} of {runs.size}\ndiverged"
             axes.text(place, 0.02, words, color=_colour(rule), fontsize=7, ha="center", va="bottom")
     axes.set_xlim(-0.6, len(rules) - 0.4)
     axes.set_xticks(range(len(rules)), [_LINES[rule] for rule in rules])

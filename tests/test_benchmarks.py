@@ -45,8 +45,11 @@ def test_without_peers_they_are_reported_as_missing(name, tmp_path, monkeypatch,
     group = record["groups"][name]
     for row in group["rows"]:
         valid(row)
-    peer = {"mlp": "PyTorch", "vgg": "PyTorch", "vit": "PyTorch", "online": "JAX scan"}.get(name)
     text, printed = page.tables(record, "record.svg"), capsys.readouterr().out
+    if name == "ensemble":
+        assert all("weights of members" in row["accuracy"]["what"] for row in group["rows"])
+        assert text.count("weights of members against their single runs") == len(group["rows"])
+    peer = {"mlp": "PyTorch", "vgg": "PyTorch", "vit": "PyTorch", "online": "JAX scan"}.get(name)
     assert all(row["name"] in text and row["name"] in printed for row in group["rows"])
     if peer:
         assert all(row["sides"][peer] == "missing" for row in group["rows"])
@@ -88,6 +91,18 @@ def test_both_sides_have_the_same_network(kind):
         other = {path: array + 1e-2 * rng.standard_normal(array.shape) for path, array in weights.items()}
         theirs = peers.gradients(peers.placed(net, other), x, labels, "float64")
         assert measure.distance(peers.like_theirs(gradients, theirs), theirs) > 1e-4
+
+
+def test_members_of_the_ensemble_are_their_single_runs():
+    *widths, n_out = networks.QUICK.member
+    model = networks.perceptron(widths[0], widths[1:], n_out, norm="batch")
+    x, labels = networks.batch(model, 8, "float64")
+    case = model, groups.BP, x, labels, 3, 4
+    assert networks.members_apart(*case) < 1e-12  # rounding of double precision in four steps
+    assert networks.members_apart(*case, shift=1) > 0.1
+    start = networks.gradients(model, groups.BP, x, labels)[0]
+    moved = networks.after(networks.stepper(model, groups.BP, x, labels), 4).weights
+    assert measure.distance(networks.flatten(moved).values(), list(start.values())) > 1e-4  # by the steps
 
 
 @pytest.mark.oracle

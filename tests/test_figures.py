@@ -15,8 +15,22 @@ from click.testing import CliRunner
 
 import figures
 from figures import __main__ as command
-from figures import _cache, _run, _source, _style, language, learning_times, mlp, modes, networks, rank, threshold
-from linfb import DivergenceError
+from figures import (
+    _cache,
+    _run,
+    _source,
+    _style,
+    _training,
+    language,
+    learning_times,
+    mlp,
+    modes,
+    networks,
+    rank,
+    threshold,
+)  # fmt: skip
+from linfb import rules
+from linfb.engine import Member, sgd, train_ensemble
 
 ROOT = Path(figures.__file__).parents[1]
 HERE = _run.Resources()
@@ -166,10 +180,10 @@ def test_half_times_interpolates_a_logistic_exactly():
 def test_mlp_learns_and_chooses_rates_on_validation(results):
     found = results["mlp"]
     assert np.all(found.chosen_rate == 1e-2)  # 1e-6 learns nothing in three epochs
-    test = found.test.mean("seed")
+    test = found.test_accuracy.mean("seed")
     assert float(test.sel(cell="backpropagation")) > 0.9
     assert float(test.sel(cell="Oja r=5")) > float(test.sel(cell="zero feedback")) > mlp.CHANCE
-    assert float(found.validation.sel(learning_rate=1e-6).max()) < 0.5
+    assert float(found.score.sel(learning_rate=1e-6).max()) < 0.5
 
 
 def test_mlp_on_other_images():
@@ -230,44 +244,105 @@ def test_runs_that_diverge_have_no_accuracy_and_are_shown(results):
     assert not any("diverged" in word for word in words(results["networks"], TINY["networks"]))
 
 
-def made_run(losses, tests):
-    """Return what training would, with one step and one epoch per loss."""
-    epochs = dict.fromkeys(("validation_loss", "validation_accuracy"), ("epoch", losses))
-    ends = {name: ("weights", [tests, 0.0]) for name in ("test_loss", "test_accuracy")}
-    return xr.Dataset({**epochs, **ends, "step_loss": ("step", losses), "chosen_epoch": 0}, {
-        "epoch": np.arange(len(losses)), "weights": ["chosen", "last"],
-    })  # fmt: skip
+RULES = {"wide": rules.backpropagation(), "none": rules.zero_feedback()}
 
 
-def test_trained_takes_the_rate_with_the_best_mean_score():
-    scores = {(1.0, 0): 0.5, (2.0, 0): 0.7, (3.0, 0): 0.9, (1.0, 1): 0.5, (2.0, 1): 0.6, (3.0, 1): 0.1, (2.0, 2): 0.0}
-    asked = []
+def made_training(losses, asked, diverge=lambda member: False):
+    """Return a training whose runs have one epoch with given losses, and tell in their test losses who they are."""
 
-    def run(rate, seed):
-        asked.append((rate, seed))
-        return made_run([scores[rate, seed]], 10 * rate + seed)
+    def train(members):
+        asked.append(list(members))
+        bad = np.array([diverge(member) for member in members])
+        own = np.array([losses(member) for member in members])
+        who = np.array([10 * member.optimizer.learning_rate + member.seed for member in members])
+        epochs, steps = (0, 1) if bad.all() else (1, 2)
+        return xr.Dataset(
+            {
+                "validation_loss": (("run", "epoch"), np.where(bad, np.nan, own)[:, None][:, :epochs]),
+                "test_loss": (("run", "weights"), np.where(bad, np.nan, [who, 0 * who]).T),
+                "step_loss": (("run", "step"), np.where(bad[:, None] & (np.arange(steps) > 0), np.nan, 0.5)),
+                "error": ("run", np.where(bad, "loss is nan", "")),
+            },
+            {"epoch": np.arange(epochs), "weights": ["chosen", "last"], "seed": ("run", [one.seed for one in members])},
+        )
 
-    found = networks.trained(run, lambda result: float(result.validation_loss[0]), (1.0, 2.0, 3.0), (0, 1, 2), 2)
-    assert float(found.chosen_rate) == 2.0  # and not 3.0, the best of the first seed
-    assert found.test_loss.values.tolist() == [20.0, 21.0, 22.0]
-    assert set(asked) == set(scores)
-    assert len(asked) == len(scores)
-    alone = networks.trained(run, lambda result: float(result.validation_loss[0]), (1.0, 2.0, 3.0), (0,), 2)
-    assert float(alone.chosen_rate) == 3.0
+    return train
 
 
-@pytest.mark.parametrize(("bad", "chosen"), [({3.0}, 2.0), ({2.0}, 3.0), ({1.0, 2.0, 3.0}, 1.0), (set(), 3.0)])
-def test_trained_avoids_rates_that_diverge(bad, chosen):
-    def run(rate, seed):
-        if rate in bad:
-            raise DivergenceError("deliberate", made_run([0.1], np.nan))
-        return made_run([0.3, 0.2], rate)
+def chosen(train, rates, seeds, choosing_seeds):
+    return _training.trained(
+        train, RULES, sgd, lambda runs: runs.validation_loss.isel(epoch=0), rates=rates, seeds=seeds,
+        choosing_seeds=choosing_seeds, keep=("test_loss", "step_loss"),
+    )  # fmt: skip
 
-    found = networks.trained(run, lambda result: float(result.test_loss[0]), (1.0, 2.0, 3.0), (5,), 1)
-    assert float(found.chosen_rate) == chosen
-    assert found.diverged.values[:, 0].tolist() == [float(rate in bad) for rate in (1.0, 2.0, 3.0)]
-    assert np.isnan(found.test_loss.values[0]) == (chosen in bad)
-    assert found.step_loss.sizes["step"] == (1 if chosen in bad else 2)  # what there was before is kept
+
+def test_every_rule_takes_the_rate_with_its_best_mean_score():
+    scores = {
+        (1.0, 0): 0.5, (2.0, 0): 0.7, (3.0, 0): 0.8, (1.0, 1): 0.5, (2.0, 1): 0.6, (3.0, 1): 0.1, (2.0, 2): 0.0,
+        (3.0, 2): 0.0,
+    }  # fmt: skip
+
+    def loss(member):
+        number = scores[member.optimizer.learning_rate, member.seed]
+        return number if member.rule == RULES["wide"] else -number
+
+    found = chosen(made_training(loss, asked := []), (3.0, 2.0, 1.0), (0, 1, 2), 2)
+    assert found.chosen_rate.sel(cell=["wide", "none"]).values.tolist() == [2.0, 3.0]
+    assert found.test_loss.sel(cell="wide").values.tolist() == [20.0, 21.0, 22.0]  # not 3.0, the best of the first seed
+    assert found.test_loss.sel(cell="none").values.tolist() == [30.0, 31.0, 32.0]
+    table = found.score.sel(cell="wide").transpose("learning_rate", "seed")
+    np.testing.assert_array_equal(table, [[0.8, 0.1, np.nan], [0.7, 0.6, 0.0], [0.5, 0.5, np.nan]])
+    assert found.learning_rate.values.tolist() == [3.0, 2.0, 1.0]
+    assert [len(members) for members in asked] == [2 * 3 * 2, 2]  # two ensembles, and no run twice
+    found = chosen(made_training(loss, asked := []), (1.0, 2.0, 3.0), (0,), 2)
+    assert found.chosen_rate.sel(cell="wide") == 3.0
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("bad", "rate"), [({3.0}, 2.0), ({2.0}, 3.0), ({1.0, 2.0, 3.0}, 1.0), (set(), 3.0)])
+def test_rates_that_diverge_are_avoided(bad, rate):
+    def diverges(member):
+        return member.optimizer.learning_rate in bad and member.seed == 5
+
+    train = made_training(lambda member: member.optimizer.learning_rate, [], diverges)
+    found = chosen(train, (1.0, 2.0, 3.0), (5,), 1)
+    assert np.all(found.chosen_rate == rate)
+    table = found.diverged.transpose("cell", "learning_rate", "seed").values[..., 0]
+    assert table.tolist() == [[float(one in bad) for one in (1.0, 2.0, 3.0)]] * 2
+    assert np.all(np.isnan(found.test_loss) == (rate in bad))
+    assert np.isfinite(found.step_loss).sum("step").values.tolist() == [[1 if rate in bad else 2]] * 2  # what there was
+
+
+def test_what_is_kept_is_that_of_the_run_and_of_no_other(results):
+    """Train one of the runs of a figure anew, by itself."""
+    from linfb.datasets import RandomFlip, load_dataset
+    from linfb.engine import architectures, rmsprop, schedules
+
+    config, found = TINY["networks"], results["networks"].sel(cell="vgg / low-rank")
+    splits = load_dataset("digits").splits(train=config.train, validation=config.validation, layout="image")
+    member = Member(networks.rule_of("vgg / low-rank", config), rmsprop(1e-2), 1)
+    model = architectures.vgg_like(splits.shape, splits.n_classes, **config.vgg.sizes)
+    run = train_ensemble(
+        splits, model, [member], epochs=1, batch_size=50, schedule=schedules.Exponential(0.9), augment=(RandomFlip(),),
+        progress=False,
+    ).isel(run=0)  # fmt: skip
+    losses = found.step_loss.dropna("step", how="all")
+    assert losses.step.values.tolist() == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert np.allclose(losses.sel(seed=1), run.step_loss, rtol=1e-3)  # single precision, over eight steps
+    assert not np.allclose(losses.sel(seed=0), run.step_loss, rtol=1e-2)
+    assert found.test_accuracy.sel(seed=1) == pytest.approx(float(run.test_accuracy.sel(weights="chosen")), abs=0.01)
+
+
+def test_ranks_of_one_rule_are_one_part():
+    found = {part.label: part.config.cells for part in _run.parts_of("language", TINY["language"], HERE)}
+    assert found["low-rank"] == ("low-rank r=1", "low-rank r=4")
+    assert found["direct low-rank"] == ("direct low-rank r=4",)
+    assert found["DFA"] == ("DFA",)
+    assert len(found) == 6
+    config = mlp.Config(cells=("Oja r=2", "DFA", "Oja r=1"))
+    parts = _run.parts_of("mlp", config, HERE)
+    made = [replace(part, dataset=xr.Dataset(coords={"cell": list(part.config.cells)})) for part in parts]
+    assert _run.joined("mlp", config, made).cell.values.tolist() == ["Oja r=2", "Oja r=1", "DFA"]
 
 
 def test_running_mean_by_hand():

@@ -233,13 +233,19 @@ def ensemble(setting: Setting) -> dict[str, Any]:
 
     flops = in_a_row * members * setting.counted(model, BP, sizes.member_batch).total.flops
     with pinned(setting.threads):
+        accuracy = {
+            "what": f"weights of members against their single runs after {in_a_row} steps, worst array of all",
+            "value": networks.members_apart(model, BP, x, labels, members, in_a_row),
+        }
         sides = {"ensemble": together, "one by one": one_by_one}
-        shared: dict[str, Any] = {"flops": dict.fromkeys(sides, flops), "ceiling": setting.gemm()}
+        shared: dict[str, Any] = {
+            "flops": dict.fromkeys(sides, flops), "ceiling": setting.gemm(), "accuracy": accuracy
+        }  # fmt: skip
         found.append(row(name, sides, seconds, over=("one by one", "ensemble"), at_least=3.0, **shared))
         for threads in (1, setting.threads):
             peer = f"{THEIRS}, {threads} thread{'s' if threads > 1 else ''}"
             sides = {"ensemble": together, "one by one": one_by_one, peer: theirs(threads)}
-            shared = {"flops": dict.fromkeys(sides, flops), "ceiling": setting.gemm()}
+            shared["flops"] = dict.fromkeys(sides, flops)
             found.append(row(name, sides, seconds, over=(peer, "ensemble"), at_least=5.0, **shared))
     return {"rows": found}
 

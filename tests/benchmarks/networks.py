@@ -19,9 +19,10 @@ from linfb.engine.layers.runs import side_by_side
 from linfb.engine.losses import cross_entropy, one_hot
 from linfb.engine.models import forward
 from linfb.engine.optimisers import joined
-from linfb.engine.state import initial_state, stacked_states, step
+from linfb.engine.state import State, initial_state, stacked_states, step
 from linfb.engine.trees import flatten
 from linfb.rules import Rule
+from tests.benchmarks.measure import distance
 
 RATE, MOMENTUM = 1e-3, 0.9
 
@@ -103,19 +104,19 @@ def optimiser() -> Optimizers:
     return Optimizers(sgd(RATE, momentum=MOMENTUM))
 
 
-def stepper(model: Model, rule: Rule, x: np.ndarray, labels: np.ndarray, seed: int = 0) -> Callable[[], Any]:
-    """Return a function that takes one training step after the other."""
+def stepper(model: Model, rule: Rule, x: np.ndarray, labels: np.ndarray, seed: int = 0) -> Callable[[], State]:
+    """Return a function that takes one training step after the other and returns the state after it."""
     optimisers, targets = optimiser(), one_hot(labels, model.n_out, like=x)
     state = initial_state(model, rule, optimisers, seed, lambda array: array.astype(x.dtype))[0]
     network, number = fused(model), 0
 
-    def call() -> Any:
+    def call() -> State:
         nonlocal state, number
         number += 1
-        state, loss, _ = step(
+        state = step(
             network, rule, cross_entropy, optimisers, state, x, targets, number=number, key=Key(0)
-        )  # fmt: skip
-        return loss
+        )[0]  # fmt: skip
+        return state
 
     return call
 
@@ -133,8 +134,8 @@ def gradients(model: Model, rule: Rule, x: np.ndarray, labels: np.ndarray) -> tu
 
 def ensemble_stepper(
     model: Model, rule: Rule, x: np.ndarray, labels: np.ndarray, members: int
-) -> Callable[[], Any]:  # fmt: skip
-    """Return a function that takes one step of all members of an ensemble: seeds 0 to members - 1, on one batch."""
+) -> Callable[[], State]:  # fmt: skip
+    """Return what :func:`stepper` does for all members of an ensemble: seeds 0 to members - 1, on one batch."""
     optimisers = joined([optimiser()] * members)
     states = [
         initial_state(model, rule, optimiser(), seed, lambda array: array.astype(x.dtype))[0]
@@ -145,13 +146,35 @@ def ensemble_stepper(
     targets = np.broadcast_to(one_hot(labels, model.n_out, like=x), (members, len(x), model.n_out))
     key = Keys(tuple(range(members)))
 
-    def call() -> Any:
+    def call() -> State:
         nonlocal state, number
         number += 1
-        state, loss, _ = step(
+        state = step(
             network, rule, partial(cross_entropy, leading=1), optimisers, state, together, targets, number=number,
             key=key,
-        )  # fmt: skip
-        return loss
+        )[0]  # fmt: skip
+        return state
 
     return call
+
+
+def members_apart(
+    model: Model, rule: Rule, x: np.ndarray, labels: np.ndarray, members: int, steps: int, shift: int = 0
+) -> float:  # fmt: skip
+    """Return how far weights in an ensemble are from those of single runs after so many steps: worst member and array.
+
+    With a `shift` every member is compared with the single run of another, so many places further.
+    """
+    together = flatten(after(ensemble_stepper(model, rule, x, labels, members), steps).weights)
+    worst = 0.0
+    for r in range(members):
+        alone = flatten(after(stepper(model, rule, x, labels, (r + shift) % members), steps).weights)
+        worst = max(worst, distance([together[path][r] for path in alone], list(alone.values())))
+    return worst
+
+
+def after(call: Callable[[], State], steps: int) -> State:
+    """Return the state after so many steps."""
+    for _ in range(steps - 1):
+        call()
+    return call()

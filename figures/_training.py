@@ -1,0 +1,108 @@
+"""What the figures that train networks share: rules without a channel, learning rates chosen on validation, counts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+    from linfb import Rule
+    from linfb.engine import Member
+
+
+def rule_without_channel(name: str) -> Rule:
+    """Return the rule of that name, whose feedback is not narrow."""
+    from linfb import rules
+
+    return {
+        "backpropagation": rules.backpropagation,
+        "Kolen-Pollack": rules.kolen_pollack,
+        "feedback alignment": rules.feedback_alignment,
+        "DFA": rules.direct_feedback_alignment,
+        "zero feedback": rules.zero_feedback,
+    }[name]()
+
+
+def best_accuracy(runs: xr.Dataset) -> xr.DataArray:
+    """Return the validation accuracy of the chosen epoch."""
+    return runs.validation_accuracy.max("epoch")
+
+
+def trained(
+    train: Callable[[Sequence[Member]], xr.Dataset], rules: Mapping[str, Rule], optimizer: Callable[[float], Any],
+    score: Callable[[xr.Dataset], xr.DataArray] = best_accuracy, *, rates: Sequence[float], seeds: Sequence[int],
+    choosing_seeds: int, keep: Sequence[str],
+) -> xr.Dataset:  # fmt: skip
+    """Train rules at every learning rate with the first seeds; with the others at the rate whose mean score is highest.
+
+    All rules, rates and seeds train as one ensemble, the runs at the chosen rates as a second one. A run that diverges
+    has no score, a rate at which one diverges is chosen only if there is no other (then the first is).
+
+    Parameters
+    ----------
+    train : callable
+        From members to their runs, :func:`linfb.engine.train_ensemble` with all else given.
+    rules : mapping
+        From the names of cells to rules.
+    optimizer : callable
+        From a learning rate to an optimiser.
+    score : callable
+        From runs to a number for each; it is asked only if some run completes an epoch.
+    rates, seeds : sequence
+    choosing_seeds : int
+        How many seeds choose.
+    keep : sequence of str
+        Names of what is kept of the runs at the chosen rate, as far as they go.
+
+    Returns
+    -------
+    xarray.Dataset
+        `score` and `diverged` (0 or 1) by cell, learning rate and seed, NaN where there was no run; `chosen_rate` by
+        cell; and what `keep` names by cell and seed: test values with the weights of the chosen epoch, steps from 1.
+    """
+    import xarray as xr
+
+    from linfb.engine import Member
+
+    axes = {"cell": list(rules), "learning_rate": list(rates), "seed": list(seeds)}
+
+    def runs(tried: Mapping[str, Sequence[float]], some: Sequence[int]) -> xr.Dataset:
+        keys = [(cell, rate, seed) for cell in rules for rate in tried[cell] for seed in some]
+        found = train([Member(rules[cell], optimizer(rate), seed) for cell, rate, seed in keys])
+        found = found.sel(weights="chosen").reset_coords(drop=True)
+        found = found.assign_coords(step=np.arange(1, found.sizes["step"] + 1))
+        ended = found.error == ""
+        scores = xr.where(ended, score(found) if found.sizes["epoch"] else np.nan, np.nan)
+        labels = {name: ("run", list(column)) for name, column in zip(axes, zip(*keys, strict=True), strict=True)}
+        return found[list(keep)].assign(score=scores, diverged=(~ended).astype(float)).assign_coords(labels)
+
+    def by_cell(found: xr.Dataset, some: Sequence[int]) -> xr.Dataset:
+        return found.set_index(run=list(axes)).unstack("run").sel(axes | {"seed": list(some)})
+
+    choosing, others = seeds[:choosing_seeds], seeds[choosing_seeds:]
+    found = runs(dict.fromkeys(rules, rates), choosing)
+    means = by_cell(found[["score"]], choosing).score.mean("seed", skipna=False)
+    chosen = means.learning_rate[means.fillna(-np.inf).argmax("learning_rate")].drop_vars("learning_rate")
+    if len(others):
+        rest = runs({cell: [float(chosen.sel(cell=cell))] for cell in rules}, others)
+        found = xr.concat([found, rest], dim="run", join="outer", combine_attrs="drop")
+    table = by_cell(found, seeds)
+    kept = table[list(keep)].sel(learning_rate=chosen, drop=True)
+    return kept.assign(score=table.score, diverged=table.diverged, chosen_rate=chosen)
+
+
+def summary(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:
+    """Return mean test accuracies, chosen learning rates, and how many runs diverged: by cell if any did, and in all.
+
+    Where every run at the chosen rate diverged there is no accuracy.
+    """
+    found = {f"test accuracy, {cell}": float(results.test_accuracy.sel(cell=cell).mean()) for cell in cells}
+    found = {key: value for key, value in found.items() if np.isfinite(value)}
+    found |= {f"learning rate, {cell}": float(results.chosen_rate.sel(cell=cell)) for cell in cells}
+    counts = {cell: float(results.diverged.sel(cell=cell).sum()) for cell in cells}
+    found |= {f"runs that diverged, {cell}": count for cell, count in counts.items() if count}
+    return found | {"runs that diverged": sum(counts.values())}
