@@ -35,7 +35,7 @@ def best_accuracy(runs: xr.Dataset) -> xr.DataArray:
 def trained(
     train: Callable[[Sequence[Member]], xr.Dataset], rules: Mapping[str, Rule], optimizer: Callable[[float], Any],
     score: Callable[[xr.Dataset], xr.DataArray] = best_accuracy, *, rates: Sequence[float], seeds: Sequence[int],
-    choosing_seeds: int, keep: Sequence[str],
+    choosing_seeds: int, keep: Sequence[str], choosing: Callable[[Sequence[Member]], xr.Dataset] | None = None,
 ) -> xr.Dataset:  # fmt: skip
     """Train rules at every learning rate with the first seeds; with the others at the rate whose mean score is highest.
 
@@ -57,6 +57,8 @@ def trained(
         How many seeds choose.
     keep : sequence of str
         Names of what is kept of the runs at the chosen rate, as far as they go.
+    choosing : callable, optional
+        As `train`, with less of it, for the choice alone: all seeds are trained again at the chosen rate.
 
     Returns
     -------
@@ -70,9 +72,9 @@ def trained(
 
     axes = {"cell": list(rules), "learning_rate": list(rates), "seed": list(seeds)}
 
-    def runs(tried: Mapping[str, Sequence[float]], some: Sequence[int]) -> xr.Dataset:
+    def runs(way: Callable[..., Any], tried: Mapping[str, Sequence[float]], some: Sequence[int]) -> xr.Dataset:
         keys = [(cell, rate, seed) for cell in rules for rate in tried[cell] for seed in some]
-        found = train([Member(rules[cell], optimizer(rate), seed) for cell, rate, seed in keys])
+        found = way([Member(rules[cell], optimizer(rate), seed) for cell, rate, seed in keys])
         found = found.sel(weights="chosen").reset_coords(drop=True)
         found = found.assign_coords(step=np.arange(1, found.sizes["step"] + 1))
         ended = found.error == ""
@@ -83,16 +85,17 @@ def trained(
     def by_cell(found: xr.Dataset, some: Sequence[int]) -> xr.Dataset:
         return found.set_index(run=list(axes)).unstack("run").sel(axes | {"seed": list(some)})
 
-    choosing, others = seeds[:choosing_seeds], seeds[choosing_seeds:]
-    found = runs(dict.fromkeys(rules, rates), choosing)
-    means = by_cell(found[["score"]], choosing).score.mean("seed", skipna=False)
+    first = list(seeds[:choosing_seeds])
+    tried = runs(choosing or train, dict.fromkeys(rules, rates), first)
+    means = by_cell(tried[["score"]], first).score.mean("seed", skipna=False)
     chosen = means.learning_rate[means.fillna(-np.inf).argmax("learning_rate")].drop_vars("learning_rate")
-    if len(others):
-        rest = runs({cell: [float(chosen.sel(cell=cell))] for cell in rules}, others)
-        found = xr.concat([found, rest], dim="run", join="outer", combine_attrs="drop")
-    table = by_cell(found, seeds)
+    found = [] if choosing else [tried]
+    if others := list(seeds) if choosing else list(seeds[choosing_seeds:]):
+        found.append(runs(train, {cell: [float(chosen.sel(cell=cell))] for cell in rules}, others))
+    table = by_cell(xr.concat(found, dim="run", join="outer", combine_attrs="drop"), seeds)
     kept = table[list(keep)].sel(learning_rate=chosen, drop=True)
-    return kept.assign(score=table.score, diverged=table.diverged, chosen_rate=chosen)
+    scores = by_cell(tried[["score"]], first).score if choosing else table.score
+    return kept.assign(score=scores, diverged=table.diverged, chosen_rate=chosen)
 
 
 def summary(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:

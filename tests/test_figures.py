@@ -269,10 +269,11 @@ def made_training(losses, asked, diverge=lambda member: False):
     return train
 
 
-def chosen(train, rates, seeds, choosing_seeds):
+def chosen(train, rates, seeds, choosing_seeds, choosing=None):
     return _training.trained(
         train, RULES, sgd, lambda runs: runs.validation_loss.isel(epoch=0), rates=rates, seeds=seeds,
         choosing_seeds=choosing_seeds, keep=("test_loss", "step_loss"),
+        choosing=choosing,
     )  # fmt: skip
 
 
@@ -297,6 +298,17 @@ def test_every_rule_takes_the_rate_with_its_best_mean_score():
     found = chosen(made_training(loss, asked := []), (1.0, 2.0, 3.0), (0,), 2)
     assert found.chosen_rate.sel(cell="wide") == 3.0
     assert len(asked) == 1
+
+
+def test_rates_may_be_chosen_by_shorter_trainings():
+    short = made_training(lambda member: member.optimizer.learning_rate, tried := [])
+    whole = made_training(lambda member: -member.optimizer.learning_rate, asked := [])
+    found = chosen(whole, (1.0, 2.0), (0, 1), 1, short)
+    assert np.all(found.chosen_rate == 2.0)
+    assert np.all(chosen(whole, (1.0, 2.0), (0, 1), 1).chosen_rate == 1.0)  # control
+    assert found.score.transpose("cell", "learning_rate", "seed").values.tolist() == [[[1.0], [2.0]]] * 2  # of choosing
+    assert found.test_loss.sel(cell="wide").values.tolist() == [20.0, 21.0]
+    assert [len(members) for members in (*tried, asked[0])] == [4, 4]  # every seed is trained whole
 
 
 @pytest.mark.parametrize(("bad", "rate"), [({3.0}, 2.0), ({2.0}, 3.0), ({1.0, 2.0, 3.0}, 1.0), (set(), 3.0)])
