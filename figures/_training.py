@@ -83,7 +83,7 @@ def trained(
         return found[list(keep)].assign(score=scores, diverged=(~ended).astype(float)).assign_coords(labels)
 
     def by_cell(found: xr.Dataset, some: Sequence[int]) -> xr.Dataset:
-        return found.set_index(run=list(axes)).unstack("run").sel(axes | {"seed": list(some)})
+        return found.set_index(run=list(axes)).unstack("run").reindex(axes | {"seed": list(some)})
 
     first = list(seeds[:choosing_seeds])
     tried = runs(choosing or train, dict.fromkeys(rules, rates), first)
