@@ -266,7 +266,7 @@ def test_kernels_on_runs_are_the_reference_on_each(dtype, shape):
     calls = {
         "shifted": (x, gain), "feature_sums": (delta, 1), "feature_variances": (x, 1), "norm_grad": (delta, x, 1),
         "batch_norm": (x, gain, shift, 1e-5), "layer_norm": (x, gain, shift, 1e-5),
-        "batch_norm_pull": (delta, x, shift, gain), "layer_norm_pull": (delta, x, x[..., :1], gain),
+        "batch_norm_grad_pull": (delta, x, shift, gain), "layer_norm_pull": (delta, x, x[..., :1], gain),
     }  # fmt: skip
     for name, arguments in calls.items():
         with threads(2):

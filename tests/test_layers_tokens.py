@@ -401,7 +401,7 @@ def kernel_arguments(topic, name, rng):
     return {
         "erf": (x,), "gelu": (x,), "relu": (x,), "product": (x, delta), "relu_pull": (delta, x > 0),
         "shifted": (x, gain), "feature_sums": (x,), "feature_variances": (x,), "norm_grad": (delta, x),
-        "batch_norm": (x, gain, inverse, 1e-3), "batch_norm_pull": (delta, x, inverse, gain),
+        "batch_norm": (x, gain, inverse, 1e-3), "batch_norm_grad_pull": (delta, x, inverse, gain),
         "layer_norm": (x, gain, inverse, 1e-3), "layer_norm_pull": (delta, x, rng.random((5, 4, 3, 1)), gain),
         "attention": (sequence, 3, True),
         "attention_pull": (rng.standard_normal((7, 6, 12)), sequence, probabilities),
