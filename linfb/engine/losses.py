@@ -43,6 +43,7 @@ def cross_entropy(
     >>> float(loss), delta
     (0.693147, array([[-0.5,  0.5]]))
     """
+    namespace(outputs, targets)  # of one library
     return suited("losses", outputs).cross_entropy(outputs, targets, leading)
 
 

@@ -65,7 +65,7 @@ def merged(function: Callable[[str, Any, Any], Any], tree: Any, other: Any, pref
         return tree
     if isinstance(other, tuple):
         names = getattr(other, "_fields", range(len(other)))
-        parts = [merged(function, *both, f"{prefix}/{key}") for key, *both in zip(names, tree, other, strict=True)]
+        parts = [merged(function, a, b, f"{prefix}/{key}") for key, a, b in zip(names, tree, other, strict=True)]
         return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
     if isinstance(other, Mapping):
         return {key: merged(function, tree[key], other[key], f"{prefix}/{key}") for key in tree}
