@@ -14,6 +14,7 @@ from linfb.engine import (
     Optimizers,
     adam,
     amsgrad,
+    cross_entropy,
     decoder,
     grid,
     mlp,
@@ -25,11 +26,13 @@ from linfb.engine import (
     vgg_like,
 )
 from linfb.engine.ensembles import _checked
-from linfb.engine.fusing import fused
+from linfb.engine.fusing import BiasReLU, NormReLU, fused
+from linfb.engine.layers import BatchNorm, Bias, ReLU
 from linfb.engine.layers.runs import side_by_side
 from linfb.engine.models import forward, initial_weights
 from linfb.engine.optimisers import clipped
-from linfb.kernels import cpu_norms, cpu_optimisers, reference_norms, reference_optimisers
+from linfb.engine.trees import flatten
+from linfb.kernels import cpu_norms, cpu_optimisers, reference_losses, reference_norms, reference_optimisers
 from linfb.rules import mirrors, readers
 from tests.test_engine_training import DATA, MODEL, Stop, StopAfter
 
@@ -272,7 +275,7 @@ def test_kernels_on_runs_are_the_reference_on_each(dtype, shape):
     calls = {
         "shifted": (x, gain), "feature_sums": (delta, 1), "feature_variances": (x, 1), "norm_grad": (delta, x, 1),
         "batch_norm": (x, gain, shift, 1e-5), "layer_norm": (x, gain, shift, 1e-5),
-        "batch_norm_pull": (delta, x, shift, gain), "layer_norm_pull": (delta, x, x[..., :1], gain),
+        "batch_norm_grad_pull": (delta, x, shift, gain), "layer_norm_pull": (delta, x, x[..., :1], gain),
     }  # fmt: skip
     for name, arguments in calls.items():
         with threads(2):
@@ -287,6 +290,42 @@ def test_kernels_on_runs_are_the_reference_on_each(dtype, shape):
             assert np.allclose(other, alone, rtol=0, atol=tolerance), name
             assert np.allclose(array, alone, rtol=0, atol=tolerance), name
             assert not np.allclose(array[::-1], alone, rtol=0, atol=tolerance), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("group", [BiasReLU((Bias(5), ReLU())), NormReLU((BatchNorm(5), ReLU()))], ids=["bias", "norm"])
+def test_groups_on_runs_are_the_group_on_each(group, dtype):
+    rng, (runs, rows, features) = np.random.default_rng(0), (6, 7, 5)
+    x, delta = (rng.standard_normal((runs, rows, features)).astype(dtype) for _ in range(2))
+    drawn = {name: rng.standard_normal((runs, features)).astype(dtype) for name in ("gain", "shift")}
+    weights = drawn if isinstance(group, NormReLU) else drawn["shift"]
+
+    def both_ways(weights, x, delta):
+        y, cache = group.forward(weights, x)
+        return [y, *flatten(group.grad_pull(weights, cache, delta)).values()]
+
+    with threads(2):
+        found = both_ways(weights, x, delta)
+    own = [
+        weights[r] if weights is not drawn else {name: array[r] for name, array in drawn.items()} for r in range(runs)
+    ]
+    alone = [np.stack(parts) for parts in zip(*map(both_ways, own, x, delta), strict=True)]
+    tolerance = 100 * np.finfo(dtype).eps  # sums over seven rows
+    for array, other in zip(found, alone, strict=True):
+        size = max(1.0, np.abs(other).max())
+        assert np.allclose(array, other, rtol=0, atol=tolerance * size)
+        assert not np.allclose(array[::-1], other, rtol=0, atol=tolerance * size)
+
+
+def test_losses_of_runs_are_the_loss_of_each():
+    rng = np.random.default_rng(0)
+    outputs, targets = rng.standard_normal((4, 6, 5)), rng.dirichlet(np.ones(5), (4, 6))
+    loss, delta = cross_entropy(outputs, targets, 1)
+    for plain in (cross_entropy, reference_losses.cross_entropy):
+        alone, errors = zip(*(plain(*pair) for pair in zip(outputs, targets, strict=True)), strict=True)
+        assert np.allclose(loss, alone, rtol=1e-14)
+        assert np.allclose(delta, errors, rtol=0, atol=1e-15)
+        assert not np.allclose(loss[::-1], alone, rtol=1e-2)
 
 
 def _tuple(value):

@@ -60,10 +60,8 @@ class Replayed:
 def device(cuda_library, monkeypatch):
     """Let everything run on emulated kernels, in blocks of five steps; return what trains, captured or not."""
     monkeypatch.setattr(_cuda, "function", emulated(cuda_library, SOURCES))
-    monkeypatch.setattr(
-        linfb.kernels, "_module",
-        lambda device, topic: import_module(f"linfb.kernels.{device.replace('cpu', 'gpu')}_{topic}"),
-    )  # fmt: skip
+    module = linfb.kernels._module
+    monkeypatch.setattr(linfb.kernels, "_module", lambda device, topic: module(device.replace("cpu", "gpu"), topic))
     monkeypatch.setattr(runs, "_UNREAD_STEPS", 5)
 
     def trained(captured, model, rule, optimizer, *, steps, step=None, **settings):

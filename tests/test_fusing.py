@@ -99,7 +99,7 @@ def test_groups_are_made_of_what_follows_each_other():
         assert type(model.layers[1]) is kind
         assert model.shapes[-1] == (*pool.out_shape((5, 5, 2))[:2], 2)
     with pytest.raises(ValueError, match="at least 2 rows"):
-        fused(Model((Dense(3, 4), BatchNorm(4), ReLU()))).layers[1].forward({}, np.ones((1, 4)))
+        fused(Model((Dense(3, 4), BatchNorm(4), ReLU()))).layers[1].forward({"gain": np.ones(4)}, np.ones((1, 4)))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])

@@ -379,7 +379,7 @@ def test_bits_depend_neither_on_threads_nor_on_the_rest_of_the_batch(name, dtype
 
 # --------------------------------------------------------------------------------------- kernels and their twins
 
-TOPICS = ("activations", "norms", "sequences")
+TOPICS = ("activations", "losses", "norms", "sequences")
 
 
 def twins(topic):
@@ -401,10 +401,11 @@ def kernel_arguments(topic, name, rng):
     return {
         "erf": (x,), "gelu": (x,), "relu": (x,), "product": (x, delta), "relu_pull": (delta, x > 0),
         "shifted": (x, gain), "feature_sums": (x,), "feature_variances": (x,), "norm_grad": (delta, x),
-        "batch_norm": (x, gain, inverse, 1e-3), "batch_norm_pull": (delta, x, inverse, gain),
+        "batch_norm": (x, gain, inverse, 1e-3), "batch_norm_grad_pull": (delta, x, inverse, gain),
         "layer_norm": (x, gain, inverse, 1e-3), "layer_norm_pull": (delta, x, rng.random((5, 4, 3, 1)), gain),
         "attention": (sequence, 3, True),
         "attention_pull": (rng.standard_normal((7, 6, 12)), sequence, probabilities),
+        "cross_entropy": (x, rng.dirichlet(np.ones(18), (5, 4, 3)), 1),
         "token_sums": (rng.standard_normal((7, 6, 4)), rng.integers(0, 9, (7, 6)), 9),
     }[name]  # fmt: skip
 

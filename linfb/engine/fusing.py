@@ -8,7 +8,7 @@ tuple as it was is the oracle (``tests/test_fusing.py``).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,6 +49,8 @@ class Group(Layer):
 class BiasReLU(Group):
     """An offset and a rectifier; keeps its output for the way back."""
 
+    ensemble: ClassVar[bool] = True
+
     def forward(self, weights: Any, x: Any) -> tuple[Any, Any]:
         """Return the output, twice."""
         y = cpu_fused.rectify(x, *_plain(weights))
@@ -56,7 +58,7 @@ class BiasReLU(Group):
 
     def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
         """Return the gradient of the offset and the error at the input."""
-        return cpu_fused.rectify_pull(delta, cache)
+        return cpu_fused.rectify_pull(delta, cache, weights.ndim - 1)
 
 
 def _plain(offset: Any) -> tuple[Any, Any, Any]:
@@ -91,6 +93,8 @@ class BiasReLUPool(Group):
 class NormReLU(Group):
     """Batch normalisation and a rectifier; keeps its input and the moments."""
 
+    ensemble: ClassVar[bool] = True
+
     def initial_buffers(self) -> Any:
         """Return the running averages at the start."""
         return self.layers[0].initial_buffers()
@@ -108,9 +112,9 @@ class NormReLU(Group):
 
     def forward(self, weights: Any, x: Any) -> tuple[Any, Any]:
         """Return the output, and what the way back needs."""
-        enough_rows(x)
-        mean, variance, inverse = cpu_fused.moments(x, self.layers[0].epsilon)
-        y, *kept = self._ahead(x, mean, weights["gain"] * inverse, weights["shift"])
+        enough_rows(x, weights["gain"].ndim - 1)
+        *outputs, mean, variance, inverse = self._ahead(x, weights["gain"], weights["shift"], self.layers[0].epsilon)
+        y, *kept = outputs
         return y, (BatchNormCache(x, inverse, mean, variance), *kept)
 
     def grad_pull(self, weights: Any, cache: Any, delta: Any) -> tuple[Any, Any]:
@@ -118,8 +122,8 @@ class NormReLU(Group):
         gain, shift, delta = self._back(weights, delta, *cache)
         return {"gain": gain, "shift": shift}, delta
 
-    def _ahead(self, *arrays: Any) -> tuple[Any, ...]:
-        return (cpu_fused.rectify(*arrays),)
+    def _ahead(self, x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, ...]:
+        return cpu_fused.rectify_norm(x, gain, shift, epsilon)
 
     def _back(self, weights: Any, delta: Any, kept: BatchNormCache) -> tuple[Any, Any, Any]:
         return cpu_fused.rectify_norm_pull(
@@ -131,13 +135,16 @@ class NormReLU(Group):
 class NormReLUPool(NormReLU):
     """Batch normalisation, a rectifier and the largest of 2x2 pixels."""
 
+    ensemble: ClassVar[bool] = False
+
     @classmethod
     def fits(cls, layers: tuple[Any, ...]) -> bool:
         """Return whether windows are of 2x2 pixels, next to each other."""
         return _pairs(layers[-1])
 
-    def _ahead(self, *arrays: Any) -> tuple[Any, ...]:
-        return cpu_fused.rectify_pool(*arrays)
+    def _ahead(self, x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, ...]:
+        mean, variance, inverse = cpu_fused.moments(x, epsilon)
+        return *cpu_fused.rectify_pool(x, mean, gain * inverse, shift), mean, variance, inverse
 
     def _back(self, weights: Any, delta: Any, kept: BatchNormCache, choice: Any = None) -> tuple[Any, Any, Any]:
         return cpu_fused.rectify_pool_norm_pull(
@@ -241,9 +248,11 @@ def fused(model: Model) -> Model:
 
 
 def apart(model: Model) -> Model:
-    """Return a model whose groups are single layers again where each of these does several networks side by side."""
+    """Return a model whose groups are single layers again where only these do several networks side by side."""
     layers = list(model.layers)
     for i, group in enumerate(model.layers):
-        if isinstance(group, Group) and all(getattr(layer, "ensemble", False) for layer in group.layers):
+        if not isinstance(group, Group) or group.ensemble:
+            continue
+        if all(getattr(layer, "ensemble", False) for layer in group.layers):
             layers[i : i + len(group.layers)] = group.layers
     return Model(tuple(layers), model.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class Model:
             raise ValueError(f"layers: {len(aside)} Fork without a Join")
         return tuple(shapes)
 
-    @property
+    @cached_property
     def kernels(self) -> tuple[int, ...]:
         """Indices of the kernel layers."""
         return tuple(i for i, layer in enumerate(self.layers) if is_kernel(layer))

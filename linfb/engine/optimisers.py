@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
 
@@ -247,6 +247,7 @@ def _check(optimiser: Any) -> None:
     choice("decay", optimiser.decay, ("coupled", "decoupled"))
 
 
+@lru_cache(maxsize=64)  # of an ensemble it makes an array, which is asked for once per array of weights and step
 def _number(numbers: PerRun) -> Any:
     return np.array(numbers) if isinstance(numbers, tuple) else float(numbers)
 

@@ -17,7 +17,7 @@ from linfb.engine.backward import backward, pathways
 from linfb.engine.layers.runs import Runs, joined
 from linfb.engine.models import Model, forward, initial_buffers, initial_weights
 from linfb.engine.optimisers import Optimizers, clipped
-from linfb.engine.trees import flatten, rebuild
+from linfb.engine.trees import flatten, merged, rebuild
 from linfb.kernels import suited
 from linfb.rules import Channel, Rule
 from linfb.rules.channels import InitialChannels, initial_channels, padded, stacked
@@ -149,18 +149,23 @@ def step(
 def _updated(
     state: State, trees: Mapping[str, Any], optimisers: Optimizers, rule: Rule, number: Any, factor: Any, leading: int
 ) -> State:
-    weights = clipped(flatten({"weights": trees["weights"]}), optimisers.clip_norm, leading)
-    gradients = {**weights, **flatten({"channels": trees["channels"]})}
-    parts, values, slots = optimisers.parts(rule), _parameters(state._asdict()), dict(state.slots)
+    gradients = trees["weights"]
+    if optimisers.clip_norm is not None:
+        gradients = rebuild(gradients, clipped(flatten(gradients), optimisers.clip_norm, leading))
+    factors = {kind: live(mul, factor, part.rate) for kind, part in optimisers.parts(rule).items()}
+    parts, slots = optimisers.parts(rule), dict(state.slots)
+
+    def moved(path: str, value: Any, gradient: Any) -> Any:
+        kind = _kind(path)
+        value, slots[path] = parts[kind].optimiser.update(
+            value, gradient, slots[path], step=number, factor=factors[kind], kernels=suited("optimisers", value)
+        )
+        return value
+
     with together():
-        for path, gradient in gradients.items():
-            part, value = parts[_kind(path)], values[path]
-            values[path], slots[path] = part.optimiser.update(
-                value, gradient, state.slots[path],
-                step=number, factor=live(mul, factor, part.rate), kernels=suited("optimisers", value),
-            )  # fmt: skip
-    moved = rebuild({"weights": state.weights, "channels": state.channels}, values)
-    return state._replace(weights=moved["weights"], channels=moved["channels"], slots=slots)
+        weights = merged(moved, state.weights, gradients, "weights")
+        channels = merged(moved, state.channels, trees["channels"], "channels")
+    return state._replace(weights=weights, channels=channels, slots=slots)
 
 
 def _restarted(model: Model, rule: Rule, state: State, number: int) -> State:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-__all__ = ["flatten", "rebuild"]
+__all__ = ["flatten", "merged", "rebuild"]
 
 
 def _items(tree: Any) -> Iterable[tuple[str, Any]] | None:
@@ -49,3 +49,24 @@ def rebuild(tree: Any, arrays: Mapping[str, Any], prefix: str = "") -> Any:
     if hasattr(tree, "_replace"):
         return tree._replace(**rebuilt)
     return tuple(rebuilt.values()) if isinstance(tree, tuple) else rebuilt
+
+
+def merged(function: Callable[[str, Any, Any], Any], tree: Any, other: Any, prefix: str = "") -> Any:
+    """Return a tree with ``function(path, array, its other)`` for every array that has one in a tree like it.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> one = np.ones(1)
+    >>> merged(lambda path, a, b: (path, a + b), (one, {"gain": one}), (None, {"gain": one}), "weights")
+    (array([1.]), {'gain': ('weights/1/gain', array([2.]))})
+    """
+    if other is None or isinstance(other, float | int):
+        return tree
+    if isinstance(other, tuple):
+        names = getattr(other, "_fields", range(len(other)))
+        parts = [merged(function, a, b, f"{prefix}/{key}") for key, a, b in zip(names, tree, other, strict=True)]
+        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+    if isinstance(other, Mapping):
+        return {key: merged(function, tree[key], other[key], f"{prefix}/{key}") for key in tree}
+    return function(prefix, tree, other)

@@ -12,6 +12,8 @@ import numpy as np
 
 __all__ = ["suited"]
 
+_COMPILED = frozenset({np.dtype(np.float32), np.dtype(np.float64)})
+
 
 def suited(topic: str, array: Any, algorithm: str = "auto") -> ModuleType:
     """Return the kernels of a topic for the library and precision of an array.
@@ -26,7 +28,7 @@ def suited(topic: str, array: Any, algorithm: str = "auto") -> ModuleType:
     algorithm : str
         One of several ways of compiled kernels, such as "im2col"; "auto" lets the kernels choose. Others have one way.
     """
-    if isinstance(array, np.ndarray) and array.dtype in (np.float32, np.float64):
+    if isinstance(array, np.ndarray) and array.dtype in _COMPILED:
         return _module("cpu", topic if algorithm == "auto" else algorithm)
     return _module("gpu" if type(array).__module__.startswith("cupy") else "reference", topic)
 

@@ -18,11 +18,21 @@ from numba import njit
 
 from linfb._threads import for_slices
 from linfb._workspace import empty
-from linfb.kernels.cpu_norms import BLOCK, mean_variance, rows_of, sliced, summed
+from linfb.kernels.cpu_norms import (
+    BLOCK,
+    _for_runs,
+    _moments,
+    _of_runs,
+    _runs,
+    mean_variance,
+    rows_of,
+    sliced,
+    summed,
+)  # fmt: skip
 
 __all__ = [
-    "average", "average_pull", "moments", "rectify", "rectify_norm_pull", "rectify_pool", "rectify_pool_norm_pull",
-    "rectify_pool_pull", "rectify_pull",
+    "average", "average_pull", "moments", "rectify", "rectify_norm", "rectify_norm_pull", "rectify_pool",
+    "rectify_pool_norm_pull", "rectify_pool_pull", "rectify_pull",
 ]  # fmt: skip
 
 NONE = 255
@@ -38,14 +48,31 @@ def moments(x: Any, epsilon: float) -> tuple[Any, Any, Any]:
 
 def rectify(x: Any, mean: Any, scale: Any, shift: Any) -> Any:
     """Return the rectified output."""
+    if shift.ndim == 2:
+        others = mean, scale, shift
+        return _of_runs(lambda a, b, x, y: _rectify_runs(x, *(array[a:b] for array in others), y), x)
     rows, y = rows_of(x), empty(x.shape, x.dtype)
     into = y.reshape(rows.shape)
     sliced(rows, lambda first, last: _rectify(rows[first:last], mean, scale, shift, into[first:last]))
     return y
 
 
-def rectify_pull(delta: Any, y: Any) -> tuple[Any, Any]:
+def rectify_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any, Any]:
+    """Return the rectified output of a normalisation, and :func:`moments`."""
+    if gain.ndim == 1:
+        mean, variance, inverse = moments(x, epsilon)
+        return rectify(x, mean, gain * inverse, shift), mean, variance, inverse
+    others = gain, shift, *(_for_runs(x) for _ in range(3))
+    y = _of_runs(lambda a, b, x, y: _rectify_norm_runs(x, epsilon, *(array[a:b] for array in others), y), x)
+    return y, *others[2:]
+
+
+def rectify_pull(delta: Any, y: Any, leading: int = 0) -> tuple[Any, Any]:
     """Return the gradient of the offset, and the error at the input, which is that where the output y is positive."""
+    if leading:
+        sums, outputs = _for_runs(delta), _runs(y)
+        error = _of_runs(lambda a, b, delta, out: _rectify_pull_runs(delta, outputs[a:b], sums[a:b], out), delta)
+        return sums, error
     errors, outputs, out = rows_of(delta), rows_of(y), empty(delta.shape, delta.dtype)
     into = out.reshape(errors.shape)
 
@@ -57,6 +84,13 @@ def rectify_pull(delta: Any, y: Any) -> tuple[Any, Any]:
 
 def rectify_norm_pull(delta: Any, x: Any, mean: Any, inverse: Any, gain: Any, shift: Any) -> tuple[Any, Any, Any]:
     """Return the gradients of gain and shift, and the error at the input of a normalisation."""
+    if gain.ndim == 2:
+        gradients = _for_runs(delta), _for_runs(delta)
+        others = _runs(x), mean, inverse, gain, shift, *gradients
+        error = _of_runs(
+            lambda a, b, delta, out: _rectify_norm_pull_runs(delta, *(array[a:b] for array in others), out), delta
+        )
+        return *gradients, error
     errors, rows, out = rows_of(delta), rows_of(x), empty(x.shape, x.dtype)
     into, scale = out.reshape(rows.shape), gain * inverse
 
@@ -286,3 +320,39 @@ def _average(x, y):
                 part[:] = 0
         for f in range(features):
             y[sample, f] = (total[f] + part[f]) / places
+
+
+@njit(**_OPTIONS)
+def _rectify_runs(x, mean, scale, shift, y):
+    for r in range(x.shape[0]):
+        _rectify(x[r], mean[r], scale[r], shift[r], y[r])
+
+
+@njit(**_OPTIONS)
+def _rectify_norm_runs(x, epsilon, gain, shift, mean, variance, inverse, y):
+    for r in range(x.shape[0]):
+        _, middle, squares = _moments(x[r])
+        for j in range(x.shape[2]):
+            spread = squares[j] / x.shape[1]
+            mean[r, j], variance[r, j], inverse[r, j] = middle[j], spread, 1 / np.sqrt(spread + epsilon)
+        _rectify(x[r], mean[r], gain[r] * inverse[r], shift[r], y[r])
+
+
+@njit(**_OPTIONS)
+def _rectify_pull_runs(delta, y, sums, out):
+    for r in range(delta.shape[0]):
+        sums[r] = _rectify_pull(delta[r], y[r], out[r])
+
+
+@njit(**_OPTIONS)
+def _rectify_norm_pull_runs(delta, x, mean, inverse, gain, shift, products, sums, out):
+    share, features = delta.dtype.type(1) / delta.dtype.type(delta.shape[1]), delta.shape[2]
+    level, slope = np.empty(features, delta.dtype), np.empty(features, delta.dtype)
+    for r in range(delta.shape[0]):
+        scale = gain[r] * inverse[r]
+        total = _norm_sums(delta[r], x[r], mean[r], scale, shift[r])
+        for j in range(features):
+            products[r, j], sums[r, j] = total[0, j] * inverse[r, j], total[1, j]
+            level[j] = -scale[j] * sums[r, j] * share
+            slope[j] = -scale[j] * inverse[r, j] * products[r, j] * share
+        _norm_pull(delta[r], x[r], mean[r], scale, shift[r], level, slope, out[r])

@@ -19,8 +19,8 @@ from linfb._workspace import empty
 from linfb.kernels.cpu_activations import _normal
 
 __all__ = [
-    "batch_norm", "batch_norm_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull", "norm_grad",
-    "shifted",
+    "batch_norm", "batch_norm_grad_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull",
+    "norm_grad", "shifted",
 ]  # fmt: skip
 
 SLICE = 1 << 16
@@ -121,22 +121,25 @@ def mean_variance(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return mean, np.sum(squares + counts * (means - mean) ** 2, axis=0) / len(rows)
 
 
-def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
-    """Return the error at the input of :func:`batch_norm`."""
+def batch_norm_grad_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> tuple[Any, Any, Any]:
+    """Return the gradients of gain and shift, and the error at the input of :func:`batch_norm`."""
     if gain.ndim == 2:
-        others = (_runs(normalised), gain * inverse_deviation)
-        return _of_runs(
+        gradients = _for_runs(delta), _for_runs(delta)
+        others = (_runs(normalised), gain * inverse_deviation, *gradients)
+        error = _of_runs(
             lambda a, b, delta, out: _batch_norm_pull_runs(delta, *(array[a:b] for array in others), out), delta
         )
+        return *gradients, error
     rows, scaled = rows_of(delta), rows_of(normalised)
-    slope, mean = (gradient / rows.dtype.type(len(rows)) for gradient in norm_grad(rows, scaled))
+    gradients = norm_grad(rows, scaled)
+    slope, mean = (gradient / rows.dtype.type(len(rows)) for gradient in gradients)
     scale, out = gain * inverse_deviation, empty(rows.shape, rows.dtype)
 
     def apply(first: int, last: int) -> None:
         _project_features(rows[first:last], scaled[first:last], mean, slope, scale, out[first:last])
 
     sliced(rows, apply)
-    return out.reshape(delta.shape)
+    return *gradients, out.reshape(delta.shape)
 
 
 def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any]:
@@ -371,13 +374,13 @@ def _batch_norm_runs(x, normalised, epsilon, gain, shift, y, inverse, mean, vari
 
 
 @njit(**_OPTIONS)
-def _batch_norm_pull_runs(delta, normalised, scale, out):
+def _batch_norm_pull_runs(delta, normalised, scale, products, sums, out):
     share = delta.dtype.type(1) / delta.dtype.type(delta.shape[1])
     slope, mean = np.empty(delta.shape[2], delta.dtype), np.empty(delta.shape[2], delta.dtype)
     for r in range(delta.shape[0]):
-        total = _products(delta[r], normalised[r])
+        products[r], sums[r] = _products(delta[r], normalised[r])
         for j in range(delta.shape[2]):
-            slope[j], mean[j] = total[0, j] * share, total[1, j] * share
+            slope[j], mean[j] = products[r, j] * share, sums[r, j] * share
         _project_features(delta[r], normalised[r], mean, slope, scale[r], out[r])
 
 

@@ -206,7 +206,10 @@ def _adam_numbers(
 
 def _cast(value: np.ndarray, *numbers: Any) -> np.ndarray:
     """Return numbers in the array's precision, so that the loop stays in it: (run, number), or one row for all runs."""
-    table = np.empty((max(getattr(number, "size", 1) for number in numbers), len(numbers)), value.dtype)
+    of_runs = [number for number in numbers if isinstance(number, np.ndarray)]
+    if not of_runs:
+        return np.array([numbers], value.dtype)
+    table = np.empty((of_runs[0].size, len(numbers)), value.dtype)
     for i, number in enumerate(numbers):
         table[:, i] = number
     return table
@@ -220,8 +223,8 @@ def _sweep(
 
     Inside of :func:`linfb._threads.together` it is run at the end, unless it is `cut` by another function.
     """
-    arrays, runs = _flat(value, *others), len(numbers)
-    rows = [None if array is None else array.reshape(runs, -1) for array in arrays]
+    runs = len(numbers)
+    rows = _rows(runs, value, *others)
 
     def part(start: int, stop: int) -> None:
         some = slice(start, stop)
@@ -234,8 +237,8 @@ def _sweep(
         cut(part, runs, max(1, RUNS // max(1, value.size // runs)))
 
 
-def _flat(value: np.ndarray, gradient: Any, *state: np.ndarray | None) -> list[np.ndarray | None]:
-    """Return flat views of arrays of one shape and dtype; all but the gradient will be written to."""
+def _rows(runs: int, value: np.ndarray, gradient: Any, *state: np.ndarray | None) -> list[np.ndarray | None]:
+    """Return views (run, entry) of arrays of one shape and dtype; all but the gradient will be written to."""
     for array in (gradient, *state):
         if array is not None and (array.shape != value.shape or array.dtype != value.dtype):
             raise ValueError(
@@ -245,4 +248,4 @@ def _flat(value: np.ndarray, gradient: Any, *state: np.ndarray | None) -> list[n
         if array is not None and not (array.flags.c_contiguous and array.flags.writeable):
             raise ValueError("arrays that are overwritten must be C-contiguous and writeable")
     arrays = (value, np.ascontiguousarray(gradient), *state)
-    return [None if array is None else array.reshape(-1) for array in arrays]
+    return [None if array is None else array.reshape(runs, -1) for array in arrays]

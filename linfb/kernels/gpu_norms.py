@@ -17,8 +17,8 @@ from linfb.kernels._cuda import WARP
 from linfb.kernels.reference_norms import shifted
 
 __all__ = [
-    "batch_norm", "batch_norm_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull", "norm_grad",
-    "shifted",
+    "batch_norm", "batch_norm_grad_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull",
+    "norm_grad", "shifted",
 ]  # fmt: skip
 
 SLICE = 256
@@ -186,16 +186,18 @@ def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     return y.reshape(x.shape), normalised.reshape(x.shape), *moments
 
 
-def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
-    """Return the error at the input of :func:`batch_norm`."""
+def batch_norm_grad_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> tuple[Any, Any, Any]:
+    """Return the gradients of gain and shift, and the error at the input of :func:`batch_norm`."""
     xp, rows, scaled, per_run = namespace(delta), _rows(delta), _rows(normalised), _per_run(delta, gain)
-    slope, mean = (gradient / per_run for gradient in _gradients(delta, normalised, gain.ndim - 1))
+    gradients = _gradients(delta, normalised, gain.ndim - 1)
+    slope, mean = (gradient / per_run for gradient in gradients)
     scale, out = xp.astype(gain * inverse_deviation, slope.dtype), xp.empty_like(rows)
     _cuda.launch(
         SOURCE, "project", delta.dtype, *rows.shape,
         rows, scaled, mean, slope, scale, out, rows.shape[0], per_run, rows.shape[1],
     )  # fmt: skip
-    return out.reshape(delta.shape)
+    products, sums = (_cast(gradient, delta).reshape(gain.shape) for gradient in gradients)
+    return products, sums, out.reshape(delta.shape)
 
 
 def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 from linfb.backend import namespace
 
 __all__ = [
-    "batch_norm", "batch_norm_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull", "norm_grad",
-    "shifted",
+    "batch_norm", "batch_norm_grad_pull", "feature_sums", "feature_variances", "layer_norm", "layer_norm_pull",
+    "norm_grad", "shifted",
 ]  # fmt: skip
 
 
@@ -72,12 +72,12 @@ def batch_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any,
     return _spread(gain, x) * normalised + _spread(shift, x), normalised, inverse, mean, variance
 
 
-def batch_norm_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> Any:
-    """Return the error at the input of :func:`batch_norm`, through mean and variance as well."""
+def batch_norm_grad_pull(delta: Any, normalised: Any, inverse_deviation: Any, gain: Any) -> tuple[Any, Any, Any]:
+    """Return :func:`norm_grad`, and the error at the input of :func:`batch_norm`, through mean and variance as well."""
     leading = gain.ndim - 1
-    rows = math.prod(delta.shape[leading:-1])
-    slope, mean = (_spread(gradient / rows, delta) for gradient in norm_grad(delta, normalised, leading))
-    return (delta - mean - normalised * slope) * _spread(gain * inverse_deviation, delta)
+    gradients, rows = norm_grad(delta, normalised, leading), math.prod(delta.shape[leading:-1])
+    slope, mean = (_spread(gradient / rows, delta) for gradient in gradients)
+    return *gradients, (delta - mean - normalised * slope) * _spread(gain * inverse_deviation, delta)
 
 
 def layer_norm(x: Any, gain: Any, shift: Any, epsilon: float) -> tuple[Any, Any, Any]:

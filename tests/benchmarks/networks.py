@@ -14,7 +14,7 @@ from linfb.engine import BatchNorm, Bias, Conv2d, Dense, GlobalAveragePool, MaxP
 from linfb.engine import mlp as perceptron
 from linfb.engine import vit as transformer
 from linfb.engine.backward import backward
-from linfb.engine.fusing import fused
+from linfb.engine.fusing import apart, fused
 from linfb.engine.layers.runs import side_by_side
 from linfb.engine.losses import cross_entropy, one_hot
 from linfb.engine.models import forward
@@ -141,7 +141,7 @@ def ensemble_stepper(
         initial_state(model, rule, optimiser(), seed, lambda array: array.astype(x.dtype))[0]
         for seed in range(members)
     ]  # fmt: skip
-    state, network, number = stacked_states(states, np.array), side_by_side(model, members), 0
+    state, network, number = stacked_states(states, np.array), side_by_side(apart(fused(model)), members), 0
     together = np.broadcast_to(x, (members, *x.shape))
     targets = np.broadcast_to(one_hot(labels, model.n_out, like=x), (members, len(x), model.n_out))
     key = Keys(tuple(range(members)))

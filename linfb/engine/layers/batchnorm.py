@@ -138,5 +138,13 @@ class BatchNorm(Layer):
         .. math:: \delta' = \frac{g}{\sqrt{\sigma^2 + \epsilon}}
                   \Big(\delta - \langle\delta\rangle - \hat x\,\langle\delta\,\hat x\rangle\Big)
         """
-        kernels = suited("norms", delta)
-        return kernels.batch_norm_pull(delta, cache.normalised, cache.inverse_deviation, weights["gain"])
+        return self.grad_pull(weights, cache, delta)[1]
+
+    def grad_pull(
+        self, weights: dict[str, Any], cache: BatchNormCache, delta: Float[Any, "*rows features"]
+    ) -> tuple[dict[str, Float[Any, "*run features"]], Float[Any, "*rows features"]]:
+        """Return the gradients of gain and shift and the error at the input, from the same sums."""
+        gain, shift, error = suited("norms", delta).batch_norm_grad_pull(
+            delta, cache.normalised, cache.inverse_deviation, weights["gain"]
+        )
+        return {"gain": gain, "shift": shift}, error
