@@ -258,23 +258,32 @@ def rows(x: Any, matrix: Any) -> Any:
         return result.reshape(*x.shape[:-1], matrix.shape[1])
 
     size = MANY_ROWS if many else ROWS
-    whole = n // size
-    _blocks(flat[: whole * size], matrix, result[: whole * size], size)
-    if rest := n - whole * size:
+    if not many and ROWS * matrix.size > SMALL:
+        whole = n // (2 * ROWS) * (2 * ROWS)
+        _pieces(flat[:whole], matrix, result[:whole], 2 * ROWS)
+    else:
+        whole = 0
+    rest = (n - whole) // size * size
+    _pieces(flat[whole : whole + rest], matrix, result[whole : whole + rest], size)
+    if left := n - whole - rest:
         padded = np.zeros((size, flat.shape[1]), x.dtype)
-        padded[:rest] = flat[whole * size :]
+        padded[:left] = flat[-left:]
         product = np.empty((size, matrix.shape[1]), x.dtype)
-        _blocks(padded, matrix, product, size)
-        result[whole * size :] = product[:rest]
+        _pieces(padded, matrix, product, size)
+        result[-left:] = product[:left]
     return result.reshape(*x.shape[:-1], matrix.shape[1])
 
 
-def _blocks(x: np.ndarray, matrix: np.ndarray, out: np.ndarray, size: int) -> None:
-    """Set ``out = x @ matrix``, in blocks of so many rows."""
+def _pieces(x: np.ndarray, matrix: np.ndarray, out: np.ndarray, size: int) -> None:
+    """Set ``out = x @ matrix``, in blocks of so many rows, or where these are few in pieces of columns."""
     if out.size == 0:
         return
     module, pool = cpu_pool(), _pool.get()
     blocks = len(x) // size
+    if size == 2 * ROWS and blocks < 4:
+        product = module.described(x, matrix, out, module.COLUMNS, 2 * COLUMNS)
+        pool.multiply(product, items=-(-out.shape[1] // (2 * COLUMNS)))
+        return
     each = max(1, blocks // SUMS) if len(x) * matrix.size > SMALL else blocks
     pool.multiply(module.described(x, matrix, out, module.ROWS, size, each), items=-(-blocks // each))
 
