@@ -95,19 +95,6 @@ class _Pool:
         self.words = cpu_pool().shared(helpers)
         self.helpers = tuple(_Helper(self, number) for number in range(helpers))
 
-    def multiply(self, *chain: tuple[list[int], Any], items: int) -> None:
-        """Do products that :func:`~linfb.kernels.cpu_pool.described` describes, one after the other in every item."""
-        pool, words = cpu_pool(), self.words
-        for number, (description, _) in enumerate(chain):
-            at = pool.PRODUCTS + pool.FIELDS * number
-            words[at : at + pool.FIELDS] = description
-        words[pool.LENGTH] = len(chain)
-        if items > 1:
-            for number, helper in enumerate(self.helpers):
-                if pool.sleeps(words, number):
-                    helper.wake()
-        pool.multiply(words, items)
-
 
 @cache
 def cpu_pool() -> Any:
@@ -278,14 +265,30 @@ def _pieces(x: np.ndarray, matrix: np.ndarray, out: np.ndarray, size: int) -> No
     """Set ``out = x @ matrix``, in blocks of so many rows, or where these are few in pieces of columns."""
     if out.size == 0:
         return
-    module, pool = cpu_pool(), _pool.get()
+    module = cpu_pool()
     blocks = len(x) // size
     if size == 2 * ROWS and blocks < 4:
         product = module.described(x, matrix, out, module.COLUMNS, 2 * COLUMNS)
-        pool.multiply(product, items=-(-out.shape[1] // (2 * COLUMNS)))
+        _share(product, items=-(-out.shape[1] // (2 * COLUMNS)))
         return
     each = max(1, blocks // SUMS) if len(x) * matrix.size > SMALL else blocks
-    pool.multiply(module.described(x, matrix, out, module.ROWS, size, each), items=-(-blocks // each))
+    _share(module.described(x, matrix, out, module.ROWS, size, each), items=-(-blocks // each))
+
+
+def _share(*chain: tuple[list[int], Any], items: int) -> None:
+    """Do products that :func:`~linfb.kernels.cpu_pool.described` describes, one after the other in every item."""
+    module, pool = cpu_pool(), _pool.get()
+    assert pool is not None
+    words = pool.words
+    for number, (description, _) in enumerate(chain):
+        at = module.PRODUCTS + module.FIELDS * number
+        words[at : at + module.FIELDS] = description
+    words[module.LENGTH] = len(chain)
+    if items > 1:
+        for number, helper in enumerate(pool.helpers):
+            if module.sleeps(words, number):
+                helper.wake()
+    module.multiply(words, items)
 
 
 def _is_narrow(matrix: np.ndarray) -> bool:
@@ -300,9 +303,9 @@ def products(a: Any, b: Any) -> Any:
         return a @ b
     result = empty((*a.shape[:2], b.shape[2]), a.dtype)
     if result.size:
-        module, pool = cpu_pool(), _pool.get()
+        module = cpu_pool()
         each = max(1, WORK // max(1, a.shape[1] * a.shape[2] * b.shape[2]))
-        pool.multiply(module.described(a, b, result, module.NOTHING, 1, each), items=-(-len(a) // each))
+        _share(module.described(a, b, result, module.NOTHING, 1, each), items=-(-len(a) // each))
     return result
 
 
@@ -325,7 +328,7 @@ def columns(delta: Any, x: Any, leading: int = 0, plus: tuple[Any, Any] | None =
         result = transpose(left) @ right
         return result if plus is None else result + columns(*plus)
     n, shape = left.shape[0], (left.shape[1], right.shape[1])
-    result, module, pool = empty(shape, left.dtype), cpu_pool(), _pool.get()
+    result, module = empty(shape, left.dtype), cpu_pool()
     if result.size == 0:
         return result
     if n > TALL * max(shape):
@@ -341,5 +344,5 @@ def columns(delta: Any, x: Any, leading: int = 0, plus: tuple[Any, Any] | None =
     chain = [module.described(left.T, right, result, cut, size, each)]
     if plus is not None:
         chain.append(module.described(plus[0].T, plus[1], result, cut, size, each, plus=True))
-    pool.multiply(*chain, items=-(-pieces // each))
+    _share(*chain, items=-(-pieces // each))
     return result

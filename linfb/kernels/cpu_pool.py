@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.extending import get_cython_function_address, intrinsic
+from numba.extending import get_cython_function_address
+from numba.extending import intrinsic as _intrinsic
 from numba.np.arrayobj import make_array
 
 __all__ = ["call", "described", "multiply", "serve", "shared", "sleeps", "wake"]
 
+intrinsic: Any = _intrinsic  # its results are called without the context that its functions take
 _OPTIONS: Any = {"nogil": True, "cache": True}
 TICKET, DONE, LENGTH, PRODUCTS = 0, 8, 16, 24  # places in the shared words
 FIELDS = 21  # words of a product
