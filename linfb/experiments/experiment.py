@@ -267,19 +267,16 @@ def _fitted(name: str, value: Any, kind: Any) -> Any:
         return value
     if float in allowed and _is_a(value, int):
         return float(value)
-    wanted = " or ".join(
-        _WORDS.get(typing.get_origin(one) or one) or str(getattr(one, "__name__", one)) for one in allowed
-    )
+    wanted = " or ".join(_word(typing.get_origin(one) or one) for one in allowed)
     raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
-_WORDS: dict[Any, str] = {
-    types.NoneType: "None",
-    tuple: "a list",
-    list: "a list",
-    dict: "a mapping",
-    Mapping: "a mapping",
-}
+def _word(kind: Any) -> str:
+    words = {
+        types.NoneType: "None", bool: "true or false", int: "a whole number", float: "a number", str: "a word",
+        tuple: "a list", list: "a list", Sequence: "a list", dict: "a mapping", Mapping: "a mapping",
+    }  # fmt: skip
+    return words.get(kind) or str(getattr(kind, "__name__", kind))
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -24,7 +24,7 @@ _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
 
 
 def settings(record: Record) -> dict[str, Any]:
-    """Return what a record says a run is, without levels: experiment, version, every field of the configuration, seed."""
+    """Return what a record says a run is, without levels: experiment, version, every setting, seed."""
     return {
         "experiment": record["experiment"],
         "version": record["version"],
@@ -79,7 +79,7 @@ def selected(
         Told about results whose record cannot be read; they are left out.
     """
     tests, found = [condition(text) for text in conditions], {}
-    for key in store.keys():
+    for key in store.keys():  # noqa: SIM118 - not a mapping
         try:
             record = store.record(key)
         except DamagedResult as error:

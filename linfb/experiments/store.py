@@ -228,8 +228,8 @@ class Store:
     def claimed(self, key: str) -> Iterator[bool]:
         """Hold a run while it is computed; yields False if somebody else, who is alive, holds it.
 
-        A claim is a lock of the operating system: it ends with the process that holds it, however that ends. Where there
-        are no such locks everybody gets every claim, and two sweeps may compute a run twice, with one result.
+        A claim is a lock of the operating system: it ends with the process that holds it, however that ends. Where
+        there are no such locks everybody gets every claim, and two sweeps may compute a run twice, with one result.
         """
         try:
             import fcntl
@@ -277,8 +277,8 @@ class Store:
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
             error.errno,
-            f"the store cannot be written to ({error.strerror or error}); the results that it holds are intact, and the "
-            "same sweep goes on from them",
+            f"the store cannot be written to ({error.strerror or error}); the results that it holds are intact, and "
+            "the same sweep goes on from them",
             str(self.folder),
         )
 

@@ -1,4 +1,4 @@
-"""Many runs: what is stored already is left out, the rest goes to an executor, and every task stores what it finished."""
+"""Many runs: what is stored is left out, the rest goes to an executor, and every task stores what it finished."""
 
 from __future__ import annotations
 

@@ -118,11 +118,11 @@ class Training:
 
         choice("data", self.data, DATA)
         if (self.data == "text") != (self.text is not None):
-            raise ValueError("data 'text' and a file as text go together")
+            raise ValueError("data text and a file as text go together")
         if self.data != "text" and self.length is not None:
-            raise ValueError("length goes with data 'text'")
+            raise ValueError("length goes with data text")
         if (settings_of("model", self.model)[0] == "decoder") != (self.data == "text"):
-            raise ValueError("model 'decoder' and data 'text' go together")
+            raise ValueError("model decoder and data text go together")
         choice("norm", self.norm or "none", ("batch", "none"))
         choice("dtype", self.dtype, ("float32", "float64"))
         choice("products", self.products or "tf32", ("tf32", "bfloat16", "float16"))
@@ -196,7 +196,7 @@ def rule_of(config: Training) -> Any:
     given = {name: value for name, value in choices.items() if value is not None}
     for name in given:
         if name not in _choices_of(config.rule):
-            raise ValueError(f"{name} does not go with rule {config.rule!r}")
+            raise ValueError(f"{name} does not go with rule {config.rule}")
     return rules.by_name(config.rule, **given)
 
 
@@ -226,7 +226,7 @@ def optimizer_of(config: Training) -> Any:
     if choice("optimizer", config.optimizer, OPTIMISERS) == "sgd":
         settings["momentum"] = 0.9 if config.momentum is None else config.momentum
     elif config.momentum is not None:
-        raise ValueError(f"momentum does not go with optimizer {config.optimizer!r}")
+        raise ValueError(f"momentum does not go with optimizer {config.optimizer}")
     optimiser = getattr(engine, config.optimizer)(config.learning_rate, **settings)
     return engine.Optimizers(optimiser, clip_norm=config.clip_norm)
 
