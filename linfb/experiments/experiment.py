@@ -200,7 +200,7 @@ class Run:
 
     def __post_init__(self) -> None:
         try:
-            integer("seed", self.seed, at_least=0)
+            object.__setattr__(self, "seed", integer("seed", self.seed, at_least=0))
         except TypeError as error:
             raise ValueError(str(error)) from error
 
