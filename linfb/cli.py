@@ -225,7 +225,8 @@ def sweep_command(experiment: str, **options: Any) -> None:
 
     Finished runs are in the store, however the sweep ends; the same command goes on from there.
     """
-    sys.path.insert(0, "")
+    if "" not in sys.path:  # modules of the present folder, as under python -m
+        sys.path.insert(0, "")
     from linfb import experiments
 
     try:
@@ -338,7 +339,7 @@ def results_command(store: Path, **options: Any) -> None:
 
     kept = Store(store)
     try:
-        if options["show"]:
+        if options["show"] is not None:
             _show(kept, options["show"])
         elif options["check"]:
             damaged = kept.damaged()
