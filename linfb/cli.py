@@ -377,14 +377,14 @@ def _list_or_export(store: Any, records: dict[str, Any], options: dict[str, Any]
     import io
 
     from linfb.experiments import results
-    from linfb.experiments.store import write_atomically
+    from linfb.experiments.store import as_netcdf, write_atomically
 
     if options["netcdf"] or options["csv"]:
         if not records:
             raise click.UsageError("no results to export")
         if options["netcdf"]:
             whole = results.joined(store, list(records))
-            write_atomically(options["netcdf"], bytes(whole.to_netcdf(engine="h5netcdf")))
+            write_atomically(options["netcdf"], as_netcdf(whole))
             click.echo(f"wrote {options['netcdf']}: {dict(whole.sizes)}")
         if options["csv"]:
             rows = list(results.scalars(store, records))

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 
-from linfb.experiments import Experiment, Together, resource
+from linfb.experiments import Experiment, Together, grid, resource, sweep
 
 
 @dataclass(frozen=True)
@@ -67,3 +67,8 @@ def run_together(configs, seeds):
 walk = Experiment("walk", 1, Walk(), run, Together(("width", "trouble"), run_together))
 plain = Experiment("plain", 1, {"steps": 20, "width": 1.0, "tags": ["a"], "free": None}, lambda config, seed: None)
 nothing = 3
+
+
+def sweep_seeds(n, store, fixed):
+    """Sweep over seeds: what a process of its own does."""
+    sweep(walk, grid(seed=range(n)), store, fixed=fixed, progress=False)

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
 
 import linfb
 from linfb.experiments import DamagedResult, Store, grid, sweep
+from tests import sweep_cases
 from tests.sweep_cases import walk
 
 pytestmark = pytest.mark.slow
@@ -62,30 +64,33 @@ def computed(log):
 
 
 def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path):
-    n, steps = 400, 30_000  # files of a quarter of a megabyte, so that kills fall into writing too
+    n, steps = 30, 200_000  # files of three megabytes, so that kills fall into writing too
     expected = in_process(tmp_path / "whole", n, steps=steps)
-    store, moments, kills, before, partial = Store(tmp_path / "store"), random.Random(0), 0, {}, 0
+    context, moments = get_context("forkserver"), random.Random(0)
+    context.set_forkserver_preload(["tests.sweep_cases", "tqdm", "xarray", "h5netcdf", "h5netcdf.legacyapi"])
+    store, before, kills, unfinished, stores = Store(tmp_path / "store0"), {}, 0, 0, 1
     while kills < 100:
-        fixed = {"steps": steps, "log": str(tmp_path / "log")}
-        process = python(n, store.folder, fixed)
-        try:
-            process.wait(timeout=moments.uniform(0.0, 0.25))
-        except subprocess.TimeoutExpired:
-            process.kill()
-            kills += 1
-        process.communicate()
+        process = context.Process(target=sweep_cases.sweep_seeds, args=(n, store.folder, {"steps": steps}))
+        process.start()
+        process.join(moments.uniform(0.0, 0.5))
+        process.kill()
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
         kept = contents(store)
         assert before.keys() <= kept.keys()
-        assert all(kept[key].identical(expected[key]) for key in kept.keys() - before.keys())
-        partial = max(partial, len(list(store.folder.glob(".*.part"))))
-        if len(kept) == n:  # all done: once more from the beginning
-            store, kept = Store(tmp_path / f"store{kills}"), {}
+        assert all(kept[key].identical(expected[key]) for key in kept)
+        unfinished += len(parts := list(store.folder.glob(".*.part")))
+        for part in parts:
+            part.unlink()
         before = kept
+        if len(kept) == n:  # all done: once more from the beginning
+            store, before, stores = Store(tmp_path / f"store{stores}"), {}, stores + 1
     sweep(walk, grid(seed=range(n)), store, fixed={"steps": steps}, progress=False)
     assert same(contents(store), expected)
-    wrong = expected | {key: expected[other] for key, other in [list(expected)[:2]]}
+    wrong = expected | dict(zip(list(expected)[:2], reversed(list(expected.values())[:2]), strict=True))
     assert not same(contents(store), wrong)
-    print(json.dumps({"kills": kills, "unfinished files met": partial}))
+    print(json.dumps({"kills": kills, "sweeps finished": stores - 1, "unfinished files met": unfinished}))
+    assert unfinished > 0
 
 
 def test_killed_workers_of_a_pool_lose_nothing(tmp_path):
@@ -242,6 +247,7 @@ def test_dask_survives_a_killed_worker_and_then_a_killed_client(tmp_path, cluste
 
     client = start(*command, "--set", "seconds=0.2", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     reach(n // 8, client)
+    time.sleep(0.1)  # in the middle of a run
     workers[0].kill()
     workers[0].wait()
     after_worker = len(store.keys())

@@ -25,7 +25,7 @@ from linfb._checks import path as checked_path
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["DamagedResult", "Store", "StoreError", "write_atomically"]
+__all__ = ["DamagedResult", "Store", "StoreError", "as_netcdf", "write_atomically"]
 
 _FOOTER = re.compile(rb"\nlinfb-record-1 (\d{12}) ([0-9a-f]{64}) ([0-9a-f]{64})\n")
 _FOOTER_SIZE = len(b"\nlinfb-record-1 \n") + 12 + 2 * 65
@@ -79,6 +79,21 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def as_netcdf(dataset: xr.Dataset) -> bytes:
+    """Return a data set as the content of a netCDF file.
+
+    Made in memory, so that the HDF5 library never meets a full disk, and without :meth:`xarray.Dataset.to_netcdf`,
+    which on a worker of Dask takes a lock of the whole cluster for a file that only this process knows.
+    """
+    import h5netcdf
+    from xarray.backends import H5NetCDFStore
+
+    content = io.BytesIO()
+    with h5netcdf.File(content, "w") as file:
+        dataset.dump_to_store(H5NetCDFStore(file))
+    return content.getvalue()
 
 
 @dataclass(frozen=True)
@@ -140,7 +155,7 @@ class Store:
         StoreError
             If it cannot be written, such as on a full disk.
         """
-        data = bytes(dataset.to_netcdf(engine="h5netcdf"))  # in memory: a full disk must not meet the HDF5 library
+        data = as_netcdf(dataset)
         note = _json(record).encode()
         footer = f"\nlinfb-record-1 {len(note):012d} {_sha256(note)} {_sha256(data)}\n"
         self._write(self._result(key), data + note + footer.encode())
