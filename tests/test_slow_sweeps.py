@@ -67,7 +67,7 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path):
     n, steps = 30, 200_000  # files of three megabytes, so that kills fall into writing too
     expected = in_process(tmp_path / "whole", n, steps=steps)
     context, moments = get_context("forkserver"), random.Random(0)
-    context.set_forkserver_preload(["tests.sweep_cases", "tqdm", "xarray", "h5netcdf", "h5netcdf.legacyapi"])
+    context.set_forkserver_preload(["tests.sweep_warm"])
     store, before, kills, unfinished, stores = Store(tmp_path / "store0"), {}, 0, 0, 1
     while kills < 100:
         process = context.Process(target=sweep_cases.sweep_seeds, args=(n, store.folder, {"steps": steps}))
