@@ -27,7 +27,8 @@ def processes(n: int) -> Iterator[Executor]:
     Notes
     -----
     Processes are spawned, not forked: a script that uses them must keep its own work under
-    ``if __name__ == "__main__":``. When the block ends with an error or an interrupt, tasks in progress are given up.
+    ``if __name__ == "__main__":``. When the block ends with an error, tasks in progress are finished first; on an
+    interrupt they are given up.
 
     Examples
     --------
@@ -40,13 +41,14 @@ def processes(n: int) -> Iterator[Executor]:
     pool = ProcessPoolExecutor(n, mp_context=get_context("spawn"), initializer=_settle, initargs=(share,))
     try:
         yield pool
-    except BaseException:
+    except KeyboardInterrupt:
         workers = list((getattr(pool, "_processes", None) or {}).values())
         pool.shutdown(wait=False, cancel_futures=True)
         for worker in workers:  # results are written whole or not at all
             worker.terminate()
         raise
-    pool.shutdown()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _settle(threads: int) -> None:
