@@ -16,7 +16,7 @@ figures: $(VENV)/.installed-core
 test: $(VENV)/.installed-test
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"
 
-test-slow: $(VENV)/.installed-test
+test-slow: $(VENV)/.installed-test $(VENV)/.installed-dask
 	$(BIN)/python -m pytest -m slow
 
 test-oracle: $(VENV)/.installed-test

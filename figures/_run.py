@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from figures import _cache, _source, load
 from figures._style import style
+from linfb._provenance import git_state, versions
+from linfb.experiments.store import DamagedResult, Store, write_atomically
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -83,7 +84,7 @@ def compute(part: Part, resources: Resources, folder: Path) -> Part:
         "seconds": round(time.perf_counter() - start, 2),
         "computed": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    _cache.store(folder, part.key, dataset, **record)
+    Store(folder).write(part.key, dataset, record)
     return replace(part, dataset=dataset, record=record)
 
 
@@ -96,8 +97,10 @@ def fill(
         found = None
         if not force:
             try:
-                found = _cache.fetch(folder, part.key)
-            except _cache.CorruptCache as error:
+                found = Store(folder).read(part.key)
+            except KeyError:
+                pass
+            except DamagedResult as error:
                 say(f"{part.name} [{part.label}]: cached file is damaged and computed anew: {error}")
         if found is None:
             missing.append(part)
@@ -149,8 +152,8 @@ def draw(name: str, config: Any, results: xr.Dataset, folder: Path) -> dict[str,
     checks = {key: float(value) for key, value in module.checks(results, config).items()}
     with style():
         figure = module.plot(results, config)
-        _cache.write_atomically(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
-        _cache.write_atomically(folder / f"{name}.png", _small(_rendered(figure, "png", {"Software": None})))
+        write_atomically(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
+        write_atomically(folder / f"{name}.png", _small(_rendered(figure, "png", {"Software": None})))
     return checks
 
 
@@ -174,8 +177,6 @@ def provenance(name: str, preset: str, config: Any, resources: Resources, parts:
     """Return where a figure comes from, as JSON can hold it."""
     from importlib.metadata import version
 
-    from linfb._provenance import versions
-
     packages = ("matplotlib", "h5netcdf", "scikit-learn")
     return {
         "figure": name,
@@ -196,21 +197,6 @@ def provenance(name: str, preset: str, config: Any, resources: Resources, parts:
     }
 
 
-def git_state() -> dict[str, Any]:
-    """Return the commit of this checkout and whether files differ from it; None where that cannot be told."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=20
-        )
-        return done.stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-
-
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a provenance file."""
-    _cache.write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())
+    write_atomically(path, (json.dumps(record, indent=2) + "\n").encode())

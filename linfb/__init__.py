@@ -12,7 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_MODULES = ("backend", "datasets", "engine", "linear", "networks", "observables", "rules", "tasks", "theory")
+_MODULES = (
+    "backend",
+    "datasets",
+    "engine",
+    "experiments",
+    "linear",
+    "networks",
+    "observables",
+    "rules",
+    "tasks",
+    "theory",
+)
 _NAMES = {
     "Aligned": "networks",
     "Balanced": "networks",
@@ -34,7 +45,7 @@ _NAMES = {
 __all__ = ["__version__", *sorted(_MODULES), *sorted(_NAMES)]
 
 if TYPE_CHECKING:
-    from linfb import backend, datasets, engine, linear, networks, observables, rules, tasks, theory
+    from linfb import backend, datasets, engine, experiments, linear, networks, observables, rules, tasks, theory
     from linfb._errors import DivergenceError, InterruptedRun, NoClosedFormError
     from linfb.linear import simulate
     from linfb.networks import Aligned, Balanced, Given, LinearNetwork, SmallRandom

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
+import subprocess
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-__all__ = ["attributes", "versions"]
+__all__ = ["attributes", "git_state", "provenance", "versions"]
 
 
 def versions() -> dict[str, str]:
@@ -39,3 +43,41 @@ def attributes(**config: Any) -> dict[str, str]:
     """
     recorded = {key: value if isinstance(value, str) else repr(value) for key, value in config.items()}
     return recorded | {"versions": json.dumps(versions()), "machine": platform.machine()}
+
+
+def git_state(file: str | Path = __file__) -> dict[str, Any]:
+    """Return the commit of the checkout that a file belongs to, and whether anything in it differs from that commit.
+
+    Both are None for a file that is in no checkout, such as one of an installed package.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", *words]
+        done = subprocess.run(command, cwd=Path(file).parent, capture_output=True, text=True, check=True, timeout=20)
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(file).name)
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return {"commit": None, "dirty": None}
+
+
+@cache
+def _git_state(file: str) -> dict[str, Any]:
+    return git_state(file)
+
+
+def provenance(code: Callable[..., Any]) -> dict[str, Any]:
+    """Return where a result of a function comes from, as JSON holds it: versions, kind of machine, commit of the code.
+
+    Examples
+    --------
+    >>> sorted(provenance(versions))
+    ['git', 'machine', 'versions']
+    """
+    try:
+        file = inspect.getfile(code)
+    except TypeError:  # not written in Python
+        file = ""
+    return {"versions": versions(), "machine": platform.machine(), "git": dict(_git_state(file))}

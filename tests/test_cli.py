@@ -29,15 +29,14 @@ def test_names_offered_are_those_that_exist():
     from linfb.datasets import DATASET_NAMES
     from linfb.engine import architectures
     from linfb.engine.observables import OBSERVABLES
-    from linfb.rules import mirrors, readers
+    from linfb.experiments import training
 
     assert rules.names == cli._RULES
-    assert sorted(cli._READERS) == sorted(getattr(readers, name).name for name in readers.__all__)
-    assert sorted(cli._MIRRORS) == sorted(getattr(mirrors, name).name for name in mirrors.__all__)
-    data = next(p for p in cli.train_command.params if p.name == "data_name")
+    data = next(p for p in cli.train_command.params if p.name == "data")
+    assert (cli._DATA, cli._OPTIMISERS) == (training.DATA, training.OPTIMISERS)
     assert sorted(data.type.choices) == sorted([*DATASET_NAMES, "text"])
     assert tuple(OBSERVABLES) == cli._OBSERVABLES
-    assert set(cli._MODELS) - {"vgg"} | {"vgg_like"} == set(architectures.__all__)
+    assert set(training.MODELS) - {"vgg"} | {"vgg_like"} == set(architectures.__all__)
     assert all(callable(getattr(engine, name)) for name in cli._OPTIMISERS)
 
 
@@ -95,7 +94,7 @@ def test_options_reach_the_run(tmp_path, options, expected):
         (["--rule", "bp", "--hidden", "0"], "widths"),
         (["--rule", "bp", "--data", "faces"], "'--data'"),
         (["--rule", "bp", "--optimizer", "magic"], "'--optimizer'"),
-        (["--rule", "bp", "--momentum", "0.5"], "--momentum does not go with"),
+        (["--rule", "bp", "--momentum", "0.5"], "momentum does not go with optimizer amsgrad"),
         (["--rule", "bp", "--epochs", "0"], "'--epochs'"),
         (["--rule", "bp", "--learning-rate", "-1"], "'--learning-rate'"),
         (["--rule", "bp", "--model", "cnn"], "'--model'"),
@@ -115,7 +114,7 @@ def test_missing_data_is_explained(tmp_path, monkeypatch):
     monkeypatch.delenv("LINFB_DATA", raising=False)
     outcome = call("train", "--data", "mnist", "--rule", "bp", "--data-root", tmp_path)
     assert outcome.exit_code == 2
-    assert "--data mnist" in outcome.output
+    assert "data mnist" in outcome.output
     assert str(tmp_path) in outcome.output
     assert isinstance(outcome.exception, SystemExit)
 
@@ -186,9 +185,9 @@ def test_a_language_model_trains_from_the_command_line(tmp_path):
     outcome = call(*small, "--model", "decoder:width=8,depth=1,heads=2", "--rank", 2)
     assert outcome.exit_code == 0, outcome.output
     for options, message in (
-        (["--data", "text"], "--data text and --text FILE"),
-        (["--length", 5], "--length goes with"),
-        (["--model", "decoder"], "--model decoder and --data text"),
+        (["--data", "text"], "data text and a file as text go together"),
+        (["--length", 5], "length goes with"),
+        (["--model", "decoder"], "model decoder and data text"),
         (["--schedule", "cosine", "--lr-decay", 0.9], "exclude each other"),
         (["--model", "vit:heads=3,width=8,patch=2"], "heads"),
         (["--model", "vit:heads"], "'heads' is no setting"),

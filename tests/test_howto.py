@@ -27,7 +27,7 @@ def example(name):
 
 
 def test_each_is_one_file_of_less_than_forty_lines():
-    assert [path.stem for path in EXAMPLES] == ["own_layer", "own_rule"]
+    assert [path.stem for path in EXAMPLES] == ["own_experiment", "own_layer", "own_rule"]
     for path in EXAMPLES:
         assert len(path.read_text().splitlines()) < 40
 

@@ -159,6 +159,43 @@ def train_ensemble(
     >>> runs.test_accuracy.sel(weights="chosen").sizes, runs.nominal_rank.values
     (Frozen({'run': 4}), array([1., 1., 5., 5.]))
     """
+    runs, results, errors, interrupted = train_members(
+        data, model, members, epochs=epochs, batch_size=batch_size, chunk=chunk, threads=threads, progress=progress,
+        checkpoint=checkpoint, checkpoint_seconds=checkpoint_seconds, **settings,
+    )  # fmt: skip
+    result = _joined(runs, results, errors)
+    if interrupted:
+        raise InterruptedRun(f"interrupted, members have {result.sizes['epoch']} complete epochs at most", result)
+    return result
+
+
+def train_members(
+    data: Any,
+    model: Model,
+    members: Sequence[Member],
+    *,
+    epochs: int,
+    batch_size: int,
+    chunk: int | None = None,
+    threads: int | None = None,
+    progress: bool = True,
+    checkpoint: Any = None,
+    checkpoint_seconds: float = 300.0,
+    **settings: Any,
+) -> tuple[list[Run], list[Any], list[str | None], bool]:
+    """Train networks as :func:`train_ensemble` does, and return them apart.
+
+    Returns
+    -------
+    runs : list
+        What each member is.
+    results : list of xarray.Dataset
+        Each as :func:`linfb.engine.train` returns it.
+    errors : list
+        Why a member's run ended early, or None.
+    interrupted : bool
+        Whether the user stopped it; results are what there was by then.
+    """
     members = _checked(members)
     optimisers = [optimisers_of(member.optimizer) for member in members]
     first = described(
@@ -183,10 +220,7 @@ def train_ensemble(
             interrupted = interrupted or stopped
             for i, result, error in zip(some, found, ended, strict=True):
                 results[i], errors[i] = result, error
-    result = _joined(runs, results, errors)
-    if interrupted:
-        raise InterruptedRun(f"interrupted, members have {result.sizes['epoch']} complete epochs at most", result)
-    return result
+    return runs, results, errors, interrupted
 
 
 def _checked(members: Any) -> list[Member]:
