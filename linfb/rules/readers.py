@@ -134,8 +134,10 @@ class Oja(Reader):
         if not _turn(self, view):
             return None
         P, (rows, z, scaled) = view.channel.P, _activities(self, view)
-        overlaps = columns(scaled, z, z.ndim - 2)
-        return columns(-scaled, rows, z.ndim - 2, plus=(overlaps, P))
+        if rows.shape[-2] <= rows.shape[-1]:
+            return columns(-scaled, rows, z.ndim - 2, plus=(columns(scaled, z, z.ndim - 2), P))
+        products = columns(scaled, rows, z.ndim - 2)
+        return columns(products @ transpose(P), P, z.ndim - 2) - products  # the overlaps, for less
 
 
 def _check_adaptive(reader: Any) -> None:
