@@ -54,7 +54,7 @@ class _Helper:
 
     def _loop(self) -> None:
         while True:
-            if not cpu_pool().serve(self._pool.words, self._number):
+            if not _compiled().serve(self._pool.words, self._number):
                 self._sleep.acquire()
                 continue
             if self._work is None:
@@ -68,13 +68,13 @@ class _Helper:
 
     def wake(self) -> None:
         """Make sure that it does not sleep."""
-        if cpu_pool().wake(self._pool.words, self._number):
+        if _compiled().wake(self._pool.words, self._number):
             self._sleep.release()
 
     def start(self, work: Callable[[], Any] | None) -> None:
         """Give it work; None ends it."""
         self._work = work
-        cpu_pool().call(self._pool.words, self._number)
+        _compiled().call(self._pool.words, self._number)
         self.wake()
 
     def wait(self) -> BaseException | None:
@@ -92,12 +92,12 @@ class _Pool:
     """Helpers, and the words by which they and the thread that uses them share products."""
 
     def __init__(self, helpers: int) -> None:
-        self.words = cpu_pool().shared(helpers)
+        self.words = _compiled().shared(helpers)
         self.helpers = tuple(_Helper(self, number) for number in range(helpers))
 
 
 @cache
-def cpu_pool() -> Any:
+def _compiled() -> Any:
     """Return the module of compiled waiting and products, imported where threads are used."""
     import linfb.kernels.cpu_pool
 
@@ -265,7 +265,7 @@ def _pieces(x: np.ndarray, matrix: np.ndarray, out: np.ndarray, size: int) -> No
     """Set ``out = x @ matrix``, in blocks of so many rows, or where these are few in pieces of columns."""
     if out.size == 0:
         return
-    module = cpu_pool()
+    module = _compiled()
     blocks = len(x) // size
     if size == 2 * ROWS and blocks < 4:
         product = module.described(x, matrix, out, module.COLUMNS, 2 * COLUMNS)
@@ -277,7 +277,7 @@ def _pieces(x: np.ndarray, matrix: np.ndarray, out: np.ndarray, size: int) -> No
 
 def _share(*chain: tuple[list[int], Any], items: int) -> None:
     """Do products that :func:`~linfb.kernels.cpu_pool.described` describes, one after the other in every item."""
-    module, pool = cpu_pool(), _pool.get()
+    module, pool = _compiled(), _pool.get()
     assert pool is not None
     words = pool.words
     for number, (description, _) in enumerate(chain):
@@ -303,7 +303,7 @@ def products(a: Any, b: Any) -> Any:
         return a @ b
     result = empty((*a.shape[:2], b.shape[2]), a.dtype)
     if result.size:
-        module = cpu_pool()
+        module = _compiled()
         each = max(1, WORK // max(1, a.shape[1] * a.shape[2] * b.shape[2]))
         _share(module.described(a, b, result, module.NOTHING, 1, each), items=-(-len(a) // each))
     return result
@@ -328,7 +328,7 @@ def columns(delta: Any, x: Any, leading: int = 0, plus: tuple[Any, Any] | None =
         result = transpose(left) @ right
         return result if plus is None else result + columns(*plus)
     n, shape = left.shape[0], (left.shape[1], right.shape[1])
-    result, module = empty(shape, left.dtype), cpu_pool()
+    result, module = empty(shape, left.dtype), _compiled()
     if result.size == 0:
         return result
     if n > TALL * max(shape):
