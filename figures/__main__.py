@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from figures import NAMES, _record, load
+from figures import NAMES, PRESETS, _record, load
 from figures._run import Part, Resources, checks_of, draw, fill, joined, parts_of, provenance, write_record
-from figures._variants import PRESETS, Variant, variant
+from figures._variants import Variant, variant
 from linfb.cli import pairs
 from linfb.experiments import Store
 

@@ -28,8 +28,17 @@ SMALL = 2048  # bytes up to which compression costs more than it saves
 
 
 def write(folder: Path, variant: Variant, results: xr.Dataset, provenance: Mapping[str, Any]) -> None:
-    """Record the results behind a figure and where they come from."""
-    Store(folder).write(variant.key, compact(results), provenance)
+    """Record the results behind a figure and where they come from.
+
+    Raises
+    ------
+    ValueError
+        If parts are missing that the record which is there has.
+    """
+    store = Store(folder)
+    if variant.missing and variant.key in store and set(variant.missing) - set(store.record(variant.key)["missing"]):
+        raise ValueError(f"{variant.key}.nc in {folder} has more parts: remove it if this is to take its place")
+    store.write(variant.key, compact(results), provenance)
 
 
 def read(folder: Path, variant: Variant) -> tuple[Variant, xr.Dataset, dict[str, Any]]:

@@ -12,8 +12,6 @@ from figures import load
 from linfb.experiments import changed, value
 from linfb.experiments.designs import values
 
-PRESETS = ("quick", "cpu", "paper")
-
 
 @dataclass(frozen=True)
 class Variant:

@@ -759,25 +759,24 @@ def test_files_of_other_settings_have_other_names():
     assert all(name.startswith(("mlp-quick-", "mlp-cpu-")) for name in others)
 
 
-def stamped(path: Path, monkeypatch, draw) -> list[str]:
-    """Return what is written on figures while `draw` is called."""
-    written = []
-    monkeypatch.setattr(_run, "stamp", lambda figure, words: written.append(words))
-    draw()
-    return written
+@pytest.fixture
+def written(monkeypatch):
+    """Leave out the drawing, and return what would stand on the figures that were to be drawn."""
+    words = []
+    monkeypatch.setattr(command, "draw", lambda one, *others: words.append(one.words))
+    return words
 
 
-def test_changed_settings_are_simulated_and_told(call, tmp_path, monkeypatch):
+def test_changed_settings_are_simulated_and_told(call, tmp_path, written):
     call()
-    written = stamped(tmp_path, monkeypatch, lambda: call("--set", "decays=0.5", "--set", "seeds=0,1"))
-    assert written == ["preset quick, decays=0.5, seeds=0,1"]
+    assert call("--set", "decays=0.5", "--set", "seeds=0,1")[1] == [0.5]
+    assert written == ["preset quick", "preset quick, decays=0.5, seeds=0,1"]
     (path,) = tmp_path.glob("threshold-quick-*.json")
     told = json.loads(path.read_text())
     assert told["changes"] == {"decays": [0.5], "seeds": [0, 1]}
     assert told["config"]["decays"] == [0.5]
     assert list(told["parts"]) == ["0.5"]
     assert call("--set", "decays=0.3,0.5", "--set", "seeds=0,1")[1] == []  # every decay is cached by itself
-    assert stamped(tmp_path, monkeypatch, call) == ["preset quick"]
 
 
 # The results record
@@ -805,16 +804,15 @@ def test_a_record_is_drawn_without_simulation(call, tmp_path, refusing, monkeypa
         file.unlink()
     refusing()
     assert call()[0].exit_code == 1  # control: without the record it would have to be simulated
-    for options in ((), ("--preset", "quick"), ("--gallery", str(tmp_path / "gallery"))):
-        assert call("--redraw", *options)[0].exit_code == 0
-        assert files[0].read_bytes() == picture
-        again = json.loads(files[1].read_text())
-        assert told | {"drawn": ""} == again | {"drawn": ""}
-    assert (tmp_path / "gallery" / "threshold-quick.png").read_bytes() == picture
-    assert call("--redraw", names=())[0].exit_code == 0  # everything that is recorded
+    assert call("--redraw", "--gallery", str(tmp_path / "gallery"))[0].exit_code == 0
+    assert files[0].read_bytes() == (tmp_path / "gallery" / "threshold-quick.png").read_bytes() == picture
+    assert told | {"drawn": ""} == json.loads(files[1].read_text()) | {"drawn": ""}
+    words, stamp = [], _run.stamp
+    monkeypatch.setattr(_run, "stamp", lambda figure, text: words.append(text) or stamp(figure, text))
     monkeypatch.setattr(threshold, "LEVELS", (0.2, 0.8))
-    call("--redraw")
+    assert call("--redraw", names=())[0].exit_code == 0  # everything that is recorded
     assert files[0].read_bytes() != picture  # control: it is drawn anew
+    assert words == ["preset quick"]
 
 
 def test_a_record_of_other_settings_is_refused(call, tmp_path, monkeypatch, undrawn):
@@ -839,26 +837,43 @@ def test_a_damaged_record_is_refused(call, tmp_path, undrawn):
     assert "is damaged" in result.stderr
 
 
-def test_changed_settings_have_their_own_record(call, tmp_path, refusing, monkeypatch):
+def test_changed_settings_have_their_own_record(call, tmp_path, refusing, written):
     call("--record")
     call("--record", "--set", "seeds=0,1")
     assert len(list((tmp_path / "results").iterdir())) == 2
     refusing()
-    written = stamped(tmp_path, monkeypatch, lambda: (call("--redraw"), call("--redraw", "--set", "seeds=0,1")))
-    assert written == ["preset quick", "preset quick, seeds=0,1"]
+    call("--redraw")
+    call("--redraw", "--set", "seeds=0,1")
+    assert written == ["preset quick", "preset quick, seeds=0,1"] * 2
 
 
-def test_parts_that_are_not_there_are_named(call, tmp_path, refusing, monkeypatch):
+def test_parts_that_are_not_there_are_named(call, tmp_path, refusing, written):
     result, simulated = call("--available")
     assert (result.exit_code, simulated) == (1, [])
     assert "no part of threshold-quick is there" in result.stderr
     call("--set", "decays=0.7")
     refusing()
-    written = stamped(tmp_path, monkeypatch, lambda: (call("--available", "--record"), call("--redraw")))
+    written.clear()
+    call("--available", "--record")
+    call("--redraw")
     assert written == ["preset quick, without 0.3"] * 2
     told = json.loads((tmp_path / "threshold-quick.json").read_text())
     assert (told["missing"], told["config"]["decays"]) == (["0.3"], [0.7])
     assert list(told["parts"]) == ["0.7"]
+
+
+def test_a_record_is_not_replaced_by_one_with_fewer_parts(call, tmp_path, undrawn):
+    call("--set", "decays=0.7")
+    assert call("--available", "--record")[0].exit_code == 0
+    assert call("--available", "--record")[0].exit_code == 0  # as many
+    call("--record")
+    whole = (tmp_path / "results" / "threshold-quick.nc").read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    call("--set", "decays=0.7")
+    result, _ = call("--available", "--record")
+    assert result.exit_code == 1
+    assert "has more parts: remove it" in result.stderr
+    assert (tmp_path / "results" / "threshold-quick.nc").read_bytes() == whole
 
 
 @pytest.mark.parametrize("name", figures.NAMES)
@@ -874,3 +889,16 @@ def test_a_record_is_small_and_draws(name, results, tmp_path):
         figures.load(name).plot(found, TINY[name])
     numbers = sum(variable.size for variable in results[name].data_vars.values())
     assert (tmp_path / f"{name}-tiny.nc").stat().st_size < 40_000 + 5 * numbers
+
+
+RECORDS = sorted((ROOT / _record.RESULTS).glob("*.nc"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_what_is_recorded_fits_its_preset_and_is_in_the_gallery(path):
+    name, preset = path.stem.split("-")
+    _, _, told = _record.read(path.parent, _variants.variant(name, preset))
+    shown = json.loads((ROOT / "docs" / "_static" / "gallery" / f"{path.stem}.json").read_text())
+    assert {key: value for key, value in shown.items() if key != "drawn"} == told
+    assert len(told["git"]["commit"]) == 40
+    assert path.stat().st_size < 500_000
