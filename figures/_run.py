@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 DPI = 200
+MADE = ("figures/results", "docs/_static/gallery")
+"""What figures themselves put into the checkout."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def provenance(
         "device": resources.device,
         "machine": platform.machine(),
         "versions": versions() | {package: version(package) for package in packages},
-        "git": git_state(),
+        "git": git_state(besides=MADE),
         "library_sha256": _source.library_hash(),
         "parts": {part.label: {"key": part.key} | {key: part.record.get(key) for key in told} for part in parts},
         "seconds_of_simulation": round(sum(part.record.get("seconds", 0.0) for part in parts), 2),

@@ -672,6 +672,24 @@ def test_no_checkout_is_told_and_not_an_error(monkeypatch):
     assert _run.git_state() == {"commit": None, "dirty": None}
 
 
+def test_a_checkout_is_clean_but_for_what_figures_make(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *words], cwd=tmp_path, check=True)
+
+    (tmp_path / "code").mkdir()
+    code, made = tmp_path / "code" / "module.py", tmp_path / "figures" / "results" / "x.nc"
+    code.write_text("x = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    made.parent.mkdir(parents=True)
+    made.write_text("made")
+    assert _run.git_state(code, besides=_run.MADE)["dirty"] is False
+    assert _run.git_state(code)["dirty"] is True
+    code.write_text("x = 2\n")
+    assert _run.git_state(code, besides=_run.MADE)["dirty"] is True
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
