@@ -8,10 +8,14 @@ ARGS ?=
 TEST_ENV := OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 JOBS ?= auto
 
-.PHONY: figures test test-slow test-oracle docs derivations lint format types bench bench-peers clean
+.PHONY: figures gallery test test-slow test-oracle docs derivations lint format types bench bench-peers clean
 
 figures: $(VENV)/.installed-core
 	$(BIN)/python -m figures $(ARGS)
+
+# The pictures of the docs, from the numbers in figures/results; `make figures ARGS="NAME --record"` writes those.
+gallery: $(VENV)/.installed-core
+	$(BIN)/python -m figures --redraw --gallery docs/_static/gallery
 
 test: $(VENV)/.installed-test
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(JOBS) -m "not slow and not gpu"

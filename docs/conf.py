@@ -8,8 +8,7 @@ from pathlib import Path
 import linfb
 
 DOCS = Path(__file__).parent
-sys.path.insert(0, str(DOCS.parent))  # for the words of the benchmarks' record
-GALLERY = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "language")
+sys.path.insert(0, str(DOCS.parent))  # for the names of the figures and the words of the benchmarks' record
 
 project = "linfb"
 author = "The linfb developers"
@@ -53,20 +52,26 @@ bibtex_reference_style = "author_year"
 
 
 def gallery() -> str:
-    """Return the sections of the gallery: the docstring of each figure's module and its stored pictures, by preset."""
+    """Return the sections of the gallery: the docstring of each figure's module and its pictures, by preset."""
+    from figures import NAMES, PRESETS
+
     sections = []
-    for name in GALLERY:
+    for name in NAMES:
         module, title = DOCS.parent / "figures" / f"{name}.py", f"``{name}``"
-        text = ast.get_docstring(ast.parse(module.read_text())) if module.exists() else None
-        sections += [f"{title}\n{'-' * len(title)}", text or ""]
-        stored = [(f"{name}{end}", preset) for end, preset in (("", "quick"), ("_cpu", "cpu"))]
-        for picture, preset in stored:
-            if (DOCS / "_static" / "gallery" / f"{picture}.png").exists():
-                source = f"_static/gallery/{picture}.png"
-                sections.append(
-                    f".. figure:: {source}\n   :alt: Figure {picture}\n   :target: {source}\n\n   Preset {preset}."
-                )
+        sections += [f"{title}\n{'-' * len(title)}", ast.get_docstring(ast.parse(module.read_text())) or ""]
+        pictures = [DOCS / "_static" / "gallery" / f"{name}-{preset}.png" for preset in PRESETS]
+        sections += [pictured(picture) for picture in pictures if picture.exists()]
     return "\n\n".join(sections)
+
+
+def pictured(picture: Path) -> str:
+    """Return a picture of the gallery with what made it: preset, machine, commit, and its numbers if they are there."""
+    told, source = json.loads(picture.with_suffix(".json").read_text()), picture.relative_to(DOCS)
+    devices = dict.fromkeys(part.get("device") or told["machine"] for part in told["parts"].values())
+    caption = f"Preset {told['preset']}, on {', '.join(devices)}, commit ``{str(told['git']['commit'])[:10]}``."
+    if (record := DOCS.parent / "figures" / "results" / f"{picture.stem}.nc").exists():
+        caption += f" Drawn from the record ``{record.relative_to(DOCS.parent)}``."
+    return f".. figure:: {source}\n   :alt: Figure {picture.stem}\n   :target: {source}\n\n   {caption}"
 
 
 def benchmarks() -> str:

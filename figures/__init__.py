@@ -1,4 +1,4 @@
-"""Figures: each module simulates, then plots; `python -m figures` runs them with a cache.
+"""Figures: each module simulates, then plots; `python -m figures` runs them with a cache and keeps a record.
 
 A figure is a module of this package with a docstring (question, theory, what is seen) and
 
@@ -12,7 +12,7 @@ A figure is a module of this package with a docstring (question, theory, what is
 ``checks(results, config) -> dict``
     how far theory and simulation are apart, and how far a wrong theory is, as numbers for the provenance file;
 ``plot(results, config) -> matplotlib.figure.Figure``
-    reads the data set and computes nothing that takes time.
+    reads the data set and computes nothing that takes time; above it is written which preset made it.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import Any
 
 NAMES = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "language")
 """All figures, in the order in which they are made."""
+PRESETS = ("quick", "cpu", "paper")
+"""Minutes, hours, a GPU; not every figure has all of them."""
 
 
 def load(name: str) -> Any:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from figures import _cache, _source, load
-from figures._style import style
+from figures._style import stamp, style
+from figures._variants import Variant
 from linfb._provenance import git_state, versions
 from linfb.experiments.store import DamagedResult, Store, write_atomically
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 DPI = 200
+MADE = ("figures/results", "docs/_static/gallery")
+"""What figures themselves put into the checkout."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def compute(part: Part, resources: Resources, folder: Path) -> Part:
     record = {
         "figure": part.name,
         "part": part.label,
+        "device": device_name(resources.device),
         "seconds": round(time.perf_counter() - start, 2),
         "computed": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -88,10 +93,23 @@ def compute(part: Part, resources: Resources, folder: Path) -> Part:
     return replace(part, dataset=dataset, record=record)
 
 
+def device_name(device: str) -> str:
+    """Return the name of the graphics card, or of the processor's architecture."""
+    if device == "cpu":
+        return platform.machine()
+    from linfb.backend import device_namespace
+
+    return device_namespace(device).cuda.runtime.getDeviceProperties(0)["name"].decode()
+
+
 def fill(
-    parts: Sequence[Part], resources: Resources, folder: Path, *, jobs: int, force: bool, say: Callable[[str], None]
-) -> Iterator[Part]:
-    """Yield every part with its data set as it becomes ready, or with an ``error`` in its record."""
+    parts: Sequence[Part], resources: Resources, folder: Path, *, jobs: int, force: bool, say: Callable[[str], None],
+    available: bool = False,
+) -> Iterator[Part]:  # fmt: skip
+    """Yield every part with its data set as it becomes ready, or with an ``error`` in its record.
+
+    If only what is `available` is asked for, parts that are not in the cache come without either.
+    """
     missing = []
     for part in parts:
         found = None
@@ -106,6 +124,9 @@ def fill(
             missing.append(part)
         else:
             yield replace(part, dataset=found[0], record=found[1] | {"from_cache": True})
+    if available:
+        yield from missing
+        return
     for part, result in _computed(missing, resources, folder, jobs):
         if isinstance(result, Part):
             yield replace(result, record=result.record | {"from_cache": False})
@@ -146,15 +167,18 @@ def joined(name: str, config: Any, parts: Sequence[Part]) -> xr.Dataset:
     return xr.concat(ordered, dim=split.removesuffix("s"), combine_attrs="drop", join="outer")
 
 
-def draw(name: str, config: Any, results: xr.Dataset, folder: Path) -> dict[str, Any]:
-    """Write the PDF and the PNG of a figure and return what `checks` finds."""
-    module = load(name)
-    checks = {key: float(value) for key, value in module.checks(results, config).items()}
+def draw(variant: Variant, results: xr.Dataset, folder: Path) -> None:
+    """Write the PDF and the PNG of a figure, on which stands what preset made it."""
     with style():
-        figure = module.plot(results, config)
-        write_atomically(folder / f"{name}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
-        write_atomically(folder / f"{name}.png", _small(_rendered(figure, "png", {"Software": None})))
-    return checks
+        figure = load(variant.name).plot(results, variant.config)
+        stamp(figure, variant.words)
+        write_atomically(folder / f"{variant.key}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
+        write_atomically(folder / f"{variant.key}.png", _small(_rendered(figure, "png", {"Software": None})))
+
+
+def checks_of(variant: Variant, results: xr.Dataset) -> dict[str, float]:
+    """Return how far theory and simulation are apart, in the figure's own words."""
+    return {key: float(value) for key, value in load(variant.name).checks(results, variant.config).items()}
 
 
 def _rendered(figure: Any, suffix: str, metadata: dict[str, None]) -> bytes:
@@ -173,27 +197,29 @@ def _small(png: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def provenance(name: str, preset: str, config: Any, resources: Resources, parts: Sequence[Part]) -> dict[str, Any]:
-    """Return where a figure comes from, as JSON can hold it."""
+def provenance(
+    variant: Variant, resources: Resources, parts: Sequence[Part], checks: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return where the results behind a figure come from and what its checks found, as JSON can hold it."""
     from importlib.metadata import version
 
     packages = ("matplotlib", "h5netcdf", "scikit-learn")
+    told = ("seconds", "computed", "device", "from_cache")
     return {
-        "figure": name,
-        "preset": preset,
-        "config": asdict(config),
-        "seeds": list(config.seeds),
+        "figure": variant.name,
+        "preset": variant.preset,
+        "changes": dict(variant.changes),
+        "missing": list(variant.missing),
+        "config": variant.described,
+        "seeds": list(variant.config.seeds),
         "device": resources.device,
         "machine": platform.machine(),
         "versions": versions() | {package: version(package) for package in packages},
-        "git": git_state(),
+        "git": git_state(besides=MADE),
         "library_sha256": _source.library_hash(),
-        "parts": {
-            part.label: {"key": part.key} | {k: part.record.get(k) for k in ("seconds", "computed", "from_cache")}
-            for part in parts
-        },
+        "parts": {part.label: {"key": part.key} | {key: part.record.get(key) for key in told} for part in parts},
         "seconds_of_simulation": round(sum(part.record.get("seconds", 0.0) for part in parts), 2),
-        "drawn": datetime.now(UTC).isoformat(timespec="seconds"),
+        "checks": {key: value if math.isfinite(value) else None for key, value in checks.items()},
     }
 
 

@@ -64,6 +64,14 @@ def panel_letter(axes: Any, letter: str) -> None:
     axes.text(-0.02, 1.03, letter, transform=axes.transAxes, fontweight="bold", ha="right", va="bottom", fontsize=9)
 
 
+def stamp(figure: Any, words: str) -> None:
+    """Write at the upper right corner, above everything else, how a figure was made."""
+    from textwrap import fill
+
+    words = fill(words, int(16 * figure.get_figwidth()), max_lines=3, placeholder=" ...")
+    figure.suptitle(words, x=0.995, ha="right", fontsize=7, color=GREY)
+
+
 def dots(axes: Any, x: Any, runs: Any, colour: str, **options: Any) -> None:
     """Draw every run of a simulation as small pale dots and their median as larger ones.
 

@@ -6,7 +6,7 @@ import inspect
 import json
 import platform
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -45,10 +45,11 @@ def attributes(**config: Any) -> dict[str, str]:
     return recorded | {"versions": json.dumps(versions()), "machine": platform.machine()}
 
 
-def git_state(file: str | Path = __file__) -> dict[str, Any]:
+def git_state(file: str | Path = __file__, *, besides: Sequence[str] = ()) -> dict[str, Any]:
     """Return the commit of the checkout that a file belongs to, and whether anything in it differs from that commit.
 
-    Both are None for a file that is in no checkout, such as one of an installed package.
+    Both are None for a file that is in no checkout, such as one of an installed package. What lies under the paths of
+    `besides` may differ.
     """
 
     def git(*words: str) -> str:
@@ -56,9 +57,10 @@ def git_state(file: str | Path = __file__) -> dict[str, Any]:
         done = subprocess.run(command, cwd=Path(file).parent, capture_output=True, text=True, check=True, timeout=20)
         return done.stdout.strip()
 
+    paths = [":(top)", *(f":(top,exclude){path}" for path in besides)]
     try:
         git("ls-files", "--error-unmatch", Path(file).name)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *paths))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
 

@@ -185,26 +185,27 @@ def _stopped(stop: Any, out: Path | None) -> NoReturn:
     raise SystemExit(130 if isinstance(stop, KeyboardInterrupt) else 1)
 
 
-def _pairs(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    pairs = {}
+def pairs(context: click.Context, parameter: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """Return texts such as rank=4 as field and value; a callback of options."""
+    found = {}
     for text in given:
         field, sign, rest = text.partition("=")
         if not sign or not field or not rest:
             raise click.BadParameter(f"{text!r} is no field and value such as rank=4")
-        if field in pairs:
+        if field in found:
             raise click.BadParameter(f"{field} is given twice")
-        pairs[field] = rest
-    return pairs
+        found[field] = rest
+    return found
 
 
 @main.command("sweep")
 @click.argument("experiment")
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), help="Folder of the results.")
-@click.option("--set", "fixed", multiple=True, callback=_pairs, help="A setting of all runs: epochs=5.")
-@click.option("--grid", multiple=True, callback=_pairs, help="All combinations: rank=1,2,4 and seed=0..9.")
-@click.option("--zip", "zipped", multiple=True, callback=_pairs, help="Lists of one length, side by side.")
+@click.option("--set", "fixed", multiple=True, callback=pairs, help="A setting of all runs: epochs=5.")
+@click.option("--grid", multiple=True, callback=pairs, help="All combinations: rank=1,2,4 and seed=0..9.")
+@click.option("--zip", "zipped", multiple=True, callback=pairs, help="Lists of one length, side by side.")
 @click.option(
-    "--random", "drawn", multiple=True, callback=_pairs,
+    "--random", "drawn", multiple=True, callback=pairs,
     help="learning_rate=loguniform:1e-4,1e-2; also uniform:, integers: and choice:.",
 )  # fmt: skip
 @click.option("--draws", type=click.IntRange(1), help="How many points --random draws.")

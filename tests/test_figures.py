@@ -2,6 +2,7 @@
 
 import json
 import math
+import platform
 import shutil
 import subprocess
 import sys
@@ -17,10 +18,12 @@ import figures
 from figures import __main__ as command
 from figures import (
     _cache,
+    _record,
     _run,
     _source,
     _style,
     _training,
+    _variants,
     language,
     learning_times,
     mlp,
@@ -97,12 +100,14 @@ def test_figure_is_drawn_without_traces(name, results, tmp_path):
     import matplotlib as mpl
 
     before = dict(mpl.rcParams)
-    checks = _run.draw(name, TINY[name], results[name], tmp_path)
+    tiny = _variants.Variant(name, "tiny", TINY[name])
+    checks = _run.checks_of(tiny, results[name])
+    _run.draw(tiny, results[name], tmp_path)
     assert dict(mpl.rcParams) == before
     assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
     assert all(math.isfinite(value) for value in checks.values())
-    assert (tmp_path / f"{name}.pdf").read_bytes().startswith(b"%PDF")
-    png = (tmp_path / f"{name}.png").read_bytes()
+    assert (tmp_path / f"{name}-tiny.pdf").read_bytes().startswith(b"%PDF")
+    png = (tmp_path / f"{name}-tiny.png").read_bytes()
     assert png.startswith(b"\x89PNG")
     assert 3000 < len(png) < 200_000
 
@@ -113,6 +118,8 @@ def test_text_is_readable_at_column_width(name, results):
 
     with _style.style():
         figure = figures.load(name).plot(results[name], TINY[name])
+        assert not figure.get_suptitle()  # what is written above a figure is how it was made
+        _style.stamp(figure, "preset tiny, " + "epochs=3, " * 50)
         sizes = [text.get_fontsize() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
     assert figure.get_figwidth() in (_style.COLUMN, _style.PAGE)
     assert min(sizes) >= 7
@@ -536,7 +543,7 @@ def test_key_depends_on_config_device_and_library(monkeypatch):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Leave out the drawing, which takes longer than what is tested."""
-    monkeypatch.setattr(command, "draw", lambda *arguments: {})
+    monkeypatch.setattr(command, "draw", lambda *arguments: None)
 
 
 ONE = replace(TINY["threshold"], decays=(0.3, 0.7), ranks=(2, 4), n_out=6, n_modes=2, t_max=50.0)
@@ -562,7 +569,7 @@ def call(tmp_path, monkeypatch, simulated_once):
 
     def run(*arguments, names=("threshold",)):
         simulated.clear()
-        options = [*names, "--out", str(tmp_path), "--jobs", "1", *arguments]
+        options = [*names, "--out", str(tmp_path), "--results", str(tmp_path / "results"), "--jobs", "1", *arguments]
         return CliRunner().invoke(command.main, options, catch_exceptions=False), list(simulated)
 
     return run
@@ -571,10 +578,10 @@ def call(tmp_path, monkeypatch, simulated_once):
 def test_second_run_comes_from_the_cache_and_force_does_not(call, tmp_path):
     first, simulated = call()
     assert (first.exit_code, simulated) == (0, [0.3, 0.7])
-    picture = (tmp_path / "threshold.png").read_bytes()
+    picture = (tmp_path / "threshold-quick.png").read_bytes()
     again, simulated = call()
     assert (again.exit_code, simulated) == (0, [])
-    assert (tmp_path / "threshold.png").read_bytes() == picture
+    assert (tmp_path / "threshold-quick.png").read_bytes() == picture
     assert call("--force")[1] == [0.3, 0.7]
 
 
@@ -616,8 +623,8 @@ def test_failing_figure_does_not_stop_others(call, tmp_path, monkeypatch):
     assert (result.exit_code, simulated) == (1, [0.3, 0.7])
     assert "deliberate" in result.stderr
     assert "failed: rank" in result.stderr
-    assert (tmp_path / "threshold.pdf").exists()
-    assert not (tmp_path / "rank.pdf").exists()
+    assert (tmp_path / "threshold-quick.pdf").exists()
+    assert not (tmp_path / "rank-quick.pdf").exists()
 
 
 def test_interruption_keeps_what_was_simulated(call, monkeypatch, undrawn):
@@ -638,8 +645,9 @@ def test_interruption_keeps_what_was_simulated(call, monkeypatch, undrawn):
 def test_provenance_is_complete(call, tmp_path):
     gallery = tmp_path / "gallery"
     call("--gallery", str(gallery))
-    record = json.loads((tmp_path / "threshold.json").read_text())
+    record = json.loads((tmp_path / "threshold-quick.json").read_text())
     assert record["config"] == json.loads(json.dumps(asdict(ONE)))
+    assert (record["changes"], record["missing"]) == ({}, [])
     assert (record["preset"], record["device"], record["seeds"]) == ("quick", "cpu", list(ONE.seeds))
     assert {"linfb", "python", "numpy", "scipy", "xarray", "matplotlib"} <= set(record["versions"])
     assert record["library_sha256"] == _source.library_hash()
@@ -649,10 +657,11 @@ def test_provenance_is_complete(call, tmp_path):
         assert len(part["key"]) == 64
         assert part["seconds"] >= 0
         assert part["from_cache"] is False
+        assert part["device"] == platform.machine()
     assert record["checks"]["share of runs whose count is as theory says"] > 0.5
     assert str(tmp_path) not in json.dumps(record)
     assert str(ROOT) not in json.dumps(record)
-    assert sorted(path.name for path in gallery.iterdir()) == ["threshold.json", "threshold.png"]
+    assert sorted(path.name for path in gallery.iterdir()) == ["threshold-quick.json", "threshold-quick.png"]
 
 
 def test_no_checkout_is_told_and_not_an_error(monkeypatch):
@@ -661,6 +670,24 @@ def test_no_checkout_is_told_and_not_an_error(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", absent)
     assert _run.git_state() == {"commit": None, "dirty": None}
+
+
+def test_a_checkout_is_clean_but_for_what_figures_make(tmp_path):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=x", "-c", "user.email=x", *words], cwd=tmp_path, check=True)
+
+    (tmp_path / "code").mkdir()
+    code, made = tmp_path / "code" / "module.py", tmp_path / "figures" / "results" / "x.nc"
+    code.write_text("x = 1\n")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "x")
+    made.parent.mkdir(parents=True)
+    made.write_text("made")
+    assert _run.git_state(code, besides=_run.MADE)["dirty"] is False
+    assert _run.git_state(code)["dirty"] is True
+    code.write_text("x = 2\n")
+    assert _run.git_state(code, besides=_run.MADE)["dirty"] is True
 
 
 @pytest.mark.parametrize(
@@ -674,6 +701,19 @@ def test_no_checkout_is_told_and_not_an_error(monkeypatch):
         (["mlp", "--data", "letters"], "'letters' is not one of"),
         (["mlp", "--data-root", "/no/such/folder"], "does not exist"),
         (["modes", "--jobs", "0"], "--jobs"),
+        (["modes", "--preset", "cpu"], "modes has no preset 'cpu'; it has quick, paper"),
+        (["mlp", "--set", "epoch=3"], "mlp has no field 'epoch'; its fields are 'cells', 'seeds', 'data'"),
+        (["mlp", "modes", "--set", "epochs=3"], "modes has no field 'epochs'"),
+        (["mlp", "--set", "epochs=three"], "epochs must be a whole number, got 'three'"),
+        (["mlp", "--set", "seeds=0,one"], "seeds[1] must be a whole number, got 'one'"),
+        (["mlp", "--set", "cells=[]"], "cells of mlp must be at least one"),
+        (["learning_times", "--set", "cases=[[16,1]]"], "cases[0] must be a list of 3, got (16, 1)"),
+        (["mlp", "--set", "epochs"], "'epochs' is no field and value"),
+        (["mlp", "--set", "epochs.more=3"], "mlp has no field 'epochs.more'"),
+        (["networks", "--set", "vgg.epoch=2"], "vgg of networks has no field 'epoch'; its fields are 'sizes'"),
+        (["modes", "--redraw", "--record"], "does not go with --record"),
+        (["modes", "--force", "--available"], "exclude each other"),
+        (["modes", "--redraw", "--results", "/no/such/folder"], "holds no record of modes"),
     ],
 )
 def test_bad_command_lines_name_what_is_wrong(arguments, words):
@@ -706,3 +746,177 @@ def test_processes_give_the_same_numbers(tmp_path):
     for part in _run.fill(parts, HERE, tmp_path, **options):
         xr.testing.assert_identical(part.dataset, alone[part.label])
         assert Store(tmp_path).read(part.key)[0].equals(part.dataset)
+
+
+# Other settings than the preset's
+
+
+def test_settings_are_read_as_the_fields_are():
+    found = _variants.variant("networks", "quick", None, {
+        "seeds": "0..2", "cells": "vgg / low-rank, vit / zero feedback", "vgg.epochs": "2", "vgg.sizes.dense": "8",
+        "vgg.learning_rates": "1", "train": "0.5", "vgg.augment": "flip",
+    })  # fmt: skip
+    quick = networks.CONFIGS["quick"]
+    vgg = replace(quick.vgg, sizes=quick.vgg.sizes | {"dense": 8}, epochs=2, learning_rates=(1.0,), augment=("flip",))
+    cells = ("vgg / low-rank", "vit / zero feedback")
+    assert found.config == replace(quick, seeds=(0, 1, 2), cells=cells, train=0.5, vgg=vgg)
+    assert isinstance(found.config.vgg.learning_rates[0], float)
+    assert found.words.startswith("preset quick, seeds=0,1,2, cells=vgg / low-rank,vit / zero feedback, vgg.epochs=2")
+    assert _variants.variant("rank", "quick", None, {"rules": '"fixed P, Q learned"'}).config.rules == (rank.KNOWN,)
+    assert _variants.variant("mlp", "quick", None, {}).config == mlp.CONFIGS["quick"]
+
+
+def test_files_of_other_settings_have_other_names():
+    def key(preset="quick", data=None, **settings):
+        return _variants.variant("mlp", preset, data, settings).key
+
+    assert (key(), key("cpu")) == ("mlp-quick", "mlp-cpu")
+    assert key(epochs="3", seeds="0") == key(seeds="[0]", epochs="3")
+    others = [key(epochs="3"), key(epochs="4"), key(data="mnist"), key("cpu", epochs="3")]
+    assert len({*others, key()}) == 5
+    assert all(name.startswith(("mlp-quick-", "mlp-cpu-")) for name in others)
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """Leave out the drawing, and return what would stand on the figures that were to be drawn."""
+    words = []
+    monkeypatch.setattr(command, "draw", lambda one, *others: words.append(one.words))
+    return words
+
+
+def test_changed_settings_are_simulated_and_told(call, tmp_path, written):
+    call()
+    assert call("--set", "decays=0.5", "--set", "seeds=0,1")[1] == [0.5]
+    assert written == ["preset quick", "preset quick, decays=0.5, seeds=0,1"]
+    (path,) = tmp_path.glob("threshold-quick-*.json")
+    told = json.loads(path.read_text())
+    assert told["changes"] == {"decays": [0.5], "seeds": [0, 1]}
+    assert told["config"]["decays"] == [0.5]
+    assert list(told["parts"]) == ["0.5"]
+    assert call("--set", "decays=0.3,0.5", "--set", "seeds=0,1")[1] == []  # every decay is cached by itself
+
+
+# The results record
+
+
+@pytest.fixture
+def refusing(monkeypatch):
+    """Return a function after which nothing can be simulated."""
+
+    def refuse():
+        def simulate(config, resources):
+            raise AssertionError("simulated")
+
+        monkeypatch.setattr(threshold, "simulate", simulate)
+
+    return refuse
+
+
+def test_a_record_is_drawn_without_simulation(call, tmp_path, refusing, monkeypatch):
+    call("--record")
+    files = [tmp_path / f"threshold-quick.{suffix}" for suffix in ("png", "json")]
+    picture, told = files[0].read_bytes(), json.loads(files[1].read_text())
+    shutil.rmtree(tmp_path / "cache")
+    for file in files:
+        file.unlink()
+    refusing()
+    assert call()[0].exit_code == 1  # control: without the record it would have to be simulated
+    assert call("--redraw", "--gallery", str(tmp_path / "gallery"))[0].exit_code == 0
+    assert files[0].read_bytes() == (tmp_path / "gallery" / "threshold-quick.png").read_bytes() == picture
+    assert told | {"drawn": ""} == json.loads(files[1].read_text()) | {"drawn": ""}
+    words, stamp = [], _run.stamp
+    monkeypatch.setattr(_run, "stamp", lambda figure, text: words.append(text) or stamp(figure, text))
+    monkeypatch.setattr(threshold, "LEVELS", (0.2, 0.8))
+    assert call("--redraw", names=())[0].exit_code == 0  # everything that is recorded
+    assert files[0].read_bytes() != picture  # control: it is drawn anew
+    assert words == ["preset quick"]
+
+
+def test_a_record_of_other_settings_is_refused(call, tmp_path, monkeypatch, undrawn):
+    call("--record")
+    assert call("--redraw")[0].exit_code == 0
+    monkeypatch.setitem(threshold.CONFIGS, "quick", replace(ONE, t_max=60.0, decays=(0.3,)))
+    result, simulated = call("--redraw")
+    assert (result.exit_code, simulated) == (1, [])
+    assert "was made with other settings (decays: [0.3, 0.7], now [0.3]; t_max: 50.0, now 60.0)" in result.stderr
+    result, _ = call("--redraw", "--set", "t_max=50.0")
+    assert "there is no threshold-quick-" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_record_is_refused(call, tmp_path, undrawn):
+    call("--record")
+    path = tmp_path / "results" / "threshold-quick.nc"
+    path.write_bytes(path.read_bytes()[:-1])
+    result, _ = call("--redraw")
+    assert result.exit_code == 1
+    assert "threshold-quick.nc in" in result.stderr
+    assert "is damaged" in result.stderr
+
+
+def test_changed_settings_have_their_own_record(call, tmp_path, refusing, written):
+    call("--record")
+    call("--record", "--set", "seeds=0,1")
+    assert len(list((tmp_path / "results").iterdir())) == 2
+    refusing()
+    call("--redraw")
+    call("--redraw", "--set", "seeds=0,1")
+    assert written == ["preset quick", "preset quick, seeds=0,1"] * 2
+
+
+def test_parts_that_are_not_there_are_named(call, tmp_path, refusing, written):
+    result, simulated = call("--available")
+    assert (result.exit_code, simulated) == (1, [])
+    assert "no part of threshold-quick is there" in result.stderr
+    call("--set", "decays=0.7")
+    refusing()
+    written.clear()
+    call("--available", "--record")
+    call("--redraw")
+    assert written == ["preset quick, without 0.3"] * 2
+    told = json.loads((tmp_path / "threshold-quick.json").read_text())
+    assert (told["missing"], told["config"]["decays"]) == (["0.3"], [0.7])
+    assert list(told["parts"]) == ["0.7"]
+
+
+def test_a_record_is_not_replaced_by_one_with_fewer_parts(call, tmp_path, undrawn):
+    call("--set", "decays=0.7")
+    assert call("--available", "--record")[0].exit_code == 0
+    assert call("--available", "--record")[0].exit_code == 0  # as many
+    call("--record")
+    whole = (tmp_path / "results" / "threshold-quick.nc").read_bytes()
+    shutil.rmtree(tmp_path / "cache")
+    call("--set", "decays=0.7")
+    result, _ = call("--available", "--record")
+    assert result.exit_code == 1
+    assert "has more parts: remove it" in result.stderr
+    assert (tmp_path / "results" / "threshold-quick.nc").read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", figures.NAMES)
+def test_a_record_is_small_and_draws(name, results, tmp_path):
+    tiny = _variants.Variant(name, "tiny", TINY[name])
+    _record.write(tmp_path, tiny, results[name], {"config": tiny.described, "missing": []})
+    again, found, _ = _record.read(tmp_path, tiny)
+    assert again == tiny
+    for kept, variable in results[name].data_vars.items():
+        np.testing.assert_allclose(found[kept], variable, rtol=1e-7)  # half a unit in the last place is 6e-8
+    assert found.indexes.keys() == results[name].indexes.keys()
+    with _style.style():
+        figures.load(name).plot(found, TINY[name])
+    numbers = sum(variable.size for variable in results[name].data_vars.values())
+    assert (tmp_path / f"{name}-tiny.nc").stat().st_size < 40_000 + 5 * numbers
+
+
+RECORDS = sorted((ROOT / _record.RESULTS).glob("*.nc"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_what_is_recorded_fits_its_preset_and_is_in_the_gallery(path):
+    name, preset = path.stem.split("-")
+    _, _, told = _record.read(path.parent, _variants.variant(name, preset))
+    shown = json.loads((ROOT / "docs" / "_static" / "gallery" / f"{path.stem}.json").read_text())
+    assert {key: value for key, value in shown.items() if key != "drawn"} == told
+    assert len(told["git"]["commit"]) == 40
+    assert path.stat().st_size < 500_000

@@ -12,13 +12,13 @@
 
 from linfb.experiments.designs import Choice, Integers, LogUniform, Uniform, crossed, grid, random, value, zipped
 from linfb.experiments.executors import dask_cluster, processes
-from linfb.experiments.experiment import Experiment, Run, Together, experiment_named, resource
+from linfb.experiments.experiment import Experiment, Run, Together, changed, experiment_named, resource
 from linfb.experiments.results import condition, joined, scalars, selected
 from linfb.experiments.store import DamagedResult, Store, StoreError
 from linfb.experiments.sweeps import Report, runs_of, sweep
 
 __all__ = [
     "Choice", "DamagedResult", "Experiment", "Integers", "LogUniform", "Report", "Run", "Store", "StoreError",
-    "Together", "Uniform", "condition", "crossed", "dask_cluster", "experiment_named", "grid", "joined", "processes",
-    "random", "resource", "runs_of", "scalars", "selected", "sweep", "value", "zipped",
+    "Together", "Uniform", "changed", "condition", "crossed", "dask_cluster", "experiment_named", "grid", "joined",
+    "processes", "random", "resource", "runs_of", "scalars", "selected", "sweep", "value", "zipped",
 ]  # fmt: skip

@@ -20,7 +20,7 @@ from linfb._checks import integer
 if TYPE_CHECKING:
     import xarray as xr
 
-__all__ = ["Experiment", "Run", "Together", "experiment_named", "resource"]
+__all__ = ["Experiment", "Run", "Together", "changed", "experiment_named", "resource"]
 
 _RESOURCE = "linfb.resource"
 READY = {"train": "linfb.experiments.training:train", "simulate": "linfb.experiments.simulation:simulate"}
@@ -98,7 +98,7 @@ class Experiment:
     >>> experiment.configured({"length": 2})
     Traceback (most recent call last):
         ...
-    ValueError: walk has no field 'length'; its fields are 'steps', 'width', and 'seed'
+    ValueError: walk has no field 'length'; its fields are 'steps', 'width', 'seed'
     """
 
     name: str
@@ -126,9 +126,7 @@ class Experiment:
     @cached_property
     def fields(self) -> tuple[str, ...]:
         """Names of all settings."""
-        if isinstance(self.config, Mapping):
-            return tuple(self.config)
-        return tuple(field.name for field in dataclasses.fields(self.config))
+        return tuple(_kinds(self.config))
 
     @cached_property
     def resources(self) -> tuple[str, ...]:
@@ -136,14 +134,6 @@ class Experiment:
         if isinstance(self.config, Mapping):
             return ()
         return tuple(field.name for field in dataclasses.fields(self.config) if _RESOURCE in field.metadata)
-
-    @cached_property
-    def _kinds(self) -> dict[str, Any]:
-        """What each setting may be, as an annotation."""
-        if isinstance(self.config, Mapping):
-            return {name: Any if value is None else type(value) for name, value in self.config.items()}
-        hints = typing.get_type_hints(type(self.config))
-        return {name: hints[name] for name in self.fields}
 
     def configured(self, changes: Mapping[str, Any]) -> Any:
         """Return the configuration with some settings changed.
@@ -153,20 +143,8 @@ class Experiment:
         ValueError
             For a field that does not exist, or a setting that it cannot have; the message names the field.
         """
-        known = ", ".join(map(repr, self.fields))
-        for name in changes:
-            if name not in self.fields:
-                raise ValueError(f"{self.name} has no field {name!r}; its fields are {known}, and 'seed'")
-        fitted = {name: _fitted(name, value, self._kinds[name]) for name, value in changes.items()}
-        try:
-            if isinstance(self.config, Mapping):
-                config: Any = {**self.config, **fitted}
-            else:
-                config = dataclasses.replace(self.config, **fitted)
-            self.described(config)
-        except (TypeError, ValueError) as error:
-            given = ", ".join(f"{name}={value!r}" for name, value in changes.items())
-            raise ValueError(f"{self.name} with {given or 'its defaults'}: {error}") from error
+        config = changed(self.name, self.config, changes, others=("seed",))
+        self.described(config)
         return config
 
     def described(self, config: Any) -> dict[str, Any]:
@@ -248,6 +226,74 @@ def experiment_named(name: str) -> Experiment:
     return found
 
 
+def changed(name: str, config: Any, changes: Mapping[str, Any], *, others: Sequence[str] = ()) -> Any:
+    """Return a configuration with some settings changed; ``part.field`` is a setting of a configuration within it.
+
+    Parameters
+    ----------
+    name : str
+        What the configuration is of, for messages.
+    config : mapping or instance of a frozen dataclass
+    changes : mapping
+        From fields to settings of the types that their annotations, or in a mapping their present values, have; lists
+        count as tuples and whole numbers as numbers.
+    others : sequence of str
+        Words that messages list beside the fields.
+
+    Raises
+    ------
+    ValueError
+        For a field that does not exist, or a setting that it cannot have; the message names the field.
+
+    Examples
+    --------
+    >>> @dataclass(frozen=True)
+    ... class Config:
+    ...     rates: tuple[float, ...] = (0.1,)
+    ...     sizes: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"width": 8, "depth": 2})
+    >>> changed("walk", Config(), {"rates": [1, 2], "sizes.depth": 3})
+    Config(rates=(1.0, 2.0), sizes={'width': 8, 'depth': 3})
+    >>> changed("walk", Config(), {"rates": ["fast"]})
+    Traceback (most recent call last):
+        ...
+    ValueError: rates[0] must be a number, got 'fast'
+    """
+    kinds, settings = _kinds(config), {}
+    within: dict[str, dict[str, Any]] = {}
+    for field, value in changes.items():
+        first, _, rest = field.partition(".")
+        if field in kinds:
+            settings[field] = _fitted(field, value, kinds[field])
+        elif rest and first in kinds and _has_fields(_of(config, first)):
+            within.setdefault(first, {})[rest] = value
+        else:
+            known = ", ".join(map(repr, (*kinds, *others)))
+            raise ValueError(f"{name} has no field {field!r}; its fields are {known}")
+    for first, inner in within.items():
+        settings[first] = changed(f"{first} of {name}", settings.get(first, _of(config, first)), inner)
+    try:
+        return {**config, **settings} if isinstance(config, Mapping) else dataclasses.replace(config, **settings)
+    except (TypeError, ValueError) as error:
+        given = ", ".join(f"{field}={value!r}" for field, value in changes.items())
+        raise ValueError(f"{name} with {given or 'its defaults'}: {error}") from error
+
+
+def _has_fields(config: Any) -> bool:
+    return isinstance(config, Mapping) or (dataclasses.is_dataclass(config) and not isinstance(config, type))
+
+
+def _of(config: Any, field: str) -> Any:
+    return config[field] if isinstance(config, Mapping) else getattr(config, field)
+
+
+def _kinds(config: Any) -> dict[str, Any]:
+    """Return what each setting may be, as an annotation."""
+    if isinstance(config, Mapping):
+        return {name: Any if value is None else type(value) for name, value in config.items()}
+    hints = typing.get_type_hints(type(config))
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+
+
 def _jsonable(name: str, value: Any) -> Any:
     try:
         return json.loads(json.dumps(value, allow_nan=False))
@@ -263,12 +309,22 @@ def _fitted(name: str, value: Any, kind: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     value = _frozen(value)
-    if any(_is_a(value, one) for one in allowed):
-        return value
+    for one in allowed:
+        if _is_a(value, one):
+            return _entries_fitted(name, value, one) if typing.get_origin(one) is tuple else value
     if float in allowed and _is_a(value, int):
         return float(value)
     wanted = " or ".join(_word(typing.get_origin(one) or one) for one in allowed)
     raise ValueError(f"{name} must be {wanted}, got {value!r}")
+
+
+def _entries_fitted(name: str, values: tuple[Any, ...], kind: Any) -> tuple[Any, ...]:
+    kinds = typing.get_args(kind)
+    if kinds[-1:] == (...,):
+        kinds = kinds[:1] * len(values)
+    if len(kinds) != len(values):
+        raise ValueError(f"{name} must be a list of {len(kinds)}, got {values!r}")
+    return tuple(_fitted(f"{name}[{i}]", *entry) for i, entry in enumerate(zip(values, kinds, strict=True)))
 
 
 def _word(kind: Any) -> str:
