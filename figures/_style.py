@@ -108,3 +108,26 @@ def strip(axes: Any, place: float, runs: Any, colour: str) -> None:
         shift = 0.12 * np.linspace(-1, 1, shown.size) if shown.size > 1 else np.zeros(1)
         axes.plot(place + shift, shown, "o", color=colour, markersize=3.5, markeredgewidth=0)
         axes.plot([place - 0.3, place + 0.3], [np.median(shown)] * 2, "-", color=colour, linewidth=1.8)
+
+
+ZERO = 0.5
+"""Where rank 0 is drawn on a logarithmic axis."""
+
+
+def rank_axis(axis: Any, ranks: Any) -> None:
+    """Make an axis logarithmic, with a tick for every rank; rank 0 has a place of its own at its lower end."""
+    shown = sorted({0, *ranks})
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=2)
+    axis.set_view_interval(ZERO / 1.3, max(shown) * 1.3, ignore=True)
+    axis.set_ticks([rank or ZERO for rank in shown], [str(rank) for rank in shown])
+    axis.set_ticks([], minor=True)
+
+
+def error_scale(axes: Any, lowest: float) -> None:
+    """Make the y axis, of accuracies from about `lowest` on, logarithmic in the error."""
+    import numpy as np
+
+    axes.set_yscale("function", functions=(lambda a: -np.log(np.maximum(1 - a, 1e-4)), lambda b: 1 - np.exp(-b)))
+    ticks = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+    axes.set_yticks([tick for tick in ticks if tick > lowest - 0.05])
+    axes.yaxis.set_major_formatter(lambda value, place: f"{value:.2f}".lstrip("0").rstrip("0"))

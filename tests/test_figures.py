@@ -390,7 +390,7 @@ def test_every_rule_of_networks_fits_its_network(preset):
             assert (rule.reader.on, rule.reader.covariance) == ("labels", "normalised")
         assert getattr(optimisers, setting.optimizer)(1e-3, weight_decay=setting.weight_decay).learning_rate == 1e-3
         assert 0 < getattr(schedules, setting.schedule[0])(*setting.schedule[1:])(setting.epochs - 1) <= 1
-        assert len(networks._augmentations(setting.augment)) == len(setting.augment)
+        assert len(_training.augmentations(setting.augment)) == len(setting.augment)
 
 
 def test_networks_on_other_images():
