@@ -123,11 +123,20 @@ def rank_axis(axis: Any, ranks: Any) -> None:
     axis.set_ticks([], minor=True)
 
 
-def error_scale(axes: Any, lowest: float) -> None:
-    """Make the y axis, of accuracies from about `lowest` on, logarithmic in the error."""
+def error_scale(axes: Any, accuracies: Any) -> None:
+    """Make the y axis, of accuracies below 1, logarithmic in the error."""
     import numpy as np
 
-    axes.set_yscale("function", functions=(lambda a: -np.log(np.maximum(1 - a, 1e-4)), lambda b: 1 - np.exp(-b)))
-    ticks = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
-    axes.set_yticks([tick for tick in ticks if tick > lowest - 0.05])
-    axes.yaxis.set_major_formatter(lambda value, place: f"{value:.2f}".lstrip("0").rstrip("0"))
+    def height(accuracy: Any) -> Any:
+        return -np.log(np.maximum(1 - accuracy, 1e-4))
+
+    low, high = (float(limit) for limit in (accuracies.min(), accuracies.max()))
+    low, high = max(0.0, 0.95 * low - 0.02), 1 - (1 - high) / 1.2
+    ticks: list[float] = []
+    for tick in (*np.arange(0.05, 0.95, 0.05), 0.95, 0.98, 0.99, 0.995, 0.998):
+        apart = height(tick) - height(ticks[-1]) if ticks else np.inf
+        if low <= tick <= high and apart > 0.05 * (height(high) - height(low)):
+            ticks.append(float(tick))
+    axes.set_yscale("function", functions=(height, lambda height: 1 - np.exp(-height)))
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks, [f"{tick:.3f}".lstrip("0").rstrip("0") for tick in ticks])

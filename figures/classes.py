@@ -59,7 +59,6 @@ class Config(Perceptrons):
     widths: tuple[int, ...] = (32, 32, 32)
     epochs: int = 10
     learning_rates: tuple[float, ...] = (3e-3, 1e-2)
-    choosing_seeds: int = 1
     complete: bool = False
 
 
@@ -68,7 +67,8 @@ CONFIGS = {
     "quick": Config(),
     "cpu": Config(
         cells=_cells((25, 50, 75, 100), (1, 2, 5, 10, 25, 50, 75, 100)), data="cifar100", widths=(512,) * 3, epochs=15,
-        batch_size=128, weight_decay=0.0, learning_rates=(2e-4, 6e-4, 2e-3), validation=0.1, choosing_epochs=4,
+        batch_size=128, weight_decay=0.0, learning_rates=(2e-4, 6e-4, 2e-3), validation=0.1, choosing_seeds=1,
+        choosing_epochs=4,
     ),
     "paper": Config(
         cells=_cells((50, 75, 100), (1, 2, 4, 8, 16, 32, 50, 64, 75, 100)), data="cifar100", seeds=(0, 1, 2, 3, 4),
@@ -173,15 +173,14 @@ def plot(results: xr.Dataset, config: Config) -> Any:
         dots(curve, [ZERO], share.sel(rank=[0]).values, colour)
         found = minimal_ranks(share)
         strip(smallest, place, np.where(found == 0, ZERO, found), colour)
-        none = np.flatnonzero(np.isinf(found))
-        smallest.plot(place + 0.1 * (none - none.mean()) if none.size else [], [1.6 * max(ranks)] * none.size, "^",
-                      color=colour, markersize=4.5, clip_on=False)  # fmt: skip
+        if missing := np.count_nonzero(np.isinf(found)):
+            places = place + 0.12 * np.linspace(-1, 1, missing + 2)[1:-1]
+            smallest.plot(places, [1.2 * max(ranks)] * missing, "^", color=colour, markersize=4.5, markeredgewidth=0)
     curve.axhline(SHARE, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label=f"{SHARE:.0%} of backpropagation")
     curve.axhline(1, color=GREY, linewidth=0.9, label="backpropagation")
     smallest.plot(range(len(by_number)), list(by_number), "-", color=GREY, linewidth=0.9, zorder=0)
-    smallest.annotate(
-        "r = classes", (0, next(iter(by_number))), (0, 6), textcoords="offset points", color=GREY, fontsize=7
-    )
+    words = {"color": GREY, "fontsize": 7, "textcoords": "offset points"}
+    smallest.annotate("r = classes", (0, next(iter(by_number))), (0, 7), ha="center", **words)
     smallest.set_xticks(range(len(by_number)), list(map(str, by_number)))
     smallest.set_xlim(-0.6, len(by_number) - 0.4)
     rank_axis(curve.xaxis, ranks)
