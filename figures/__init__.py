@@ -12,7 +12,9 @@ A figure is a module of this package with a docstring (question, theory, what is
 ``checks(results, config) -> dict``
     how far theory and simulation are apart, and how far a wrong theory is, as numbers for the provenance file;
 ``plot(results, config) -> matplotlib.figure.Figure``
-    reads the data set and computes nothing that takes time.
+    reads the data set and computes nothing that takes time;
+``PAPER`` (where there are any)
+    the paper's numbers, as JSON can hold them, which go into the provenance.
 """
 
 from __future__ import annotations

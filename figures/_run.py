@@ -182,6 +182,7 @@ def provenance(name: str, preset: str, config: Any, resources: Resources, parts:
         "figure": name,
         "preset": preset,
         "config": asdict(config),
+        "paper": getattr(load(name), "PAPER", None),
         "seeds": list(config.seeds),
         "device": resources.device,
         "machine": platform.machine(),

@@ -133,7 +133,7 @@ def error_scale(axes: Any, accuracies: Any) -> None:
     low, high = (float(limit) for limit in (accuracies.min(), accuracies.max()))
     low, high = max(0.0, 0.95 * low - 0.02), 1 - (1 - high) / 1.2
     ticks: list[float] = []
-    for tick in (*np.arange(0.05, 0.95, 0.05), 0.95, 0.98, 0.99, 0.995, 0.998):
+    for tick in (*np.arange(0.1, 0.95, 0.1 if high - low > 0.4 else 0.05), 0.95, 0.98, 0.99, 0.995, 0.998):
         apart = height(tick) - height(ticks[-1]) if ticks else np.inf
         if low <= tick <= high and apart > 0.05 * (height(high) - height(low)):
             ticks.append(float(tick))

@@ -1,12 +1,13 @@
 r"""How wide feedback must be for a number of classes.
 
-Perceptrons with three hidden layers learn to tell apart the first few classes of a set of images. All feedback between
-their layers runs through channels of rank r, up to the number of classes; readers follow Oja's rule (on labels at the
-output, on errors below), mirrors learn as Kolen-Pollack has it. (a) Test accuracy above chance, as a share of that of
-backpropagation with the same seed. Rank 0 is zero feedback, where no error reaches a hidden layer. (b) The smallest
-rank of the sweep at which that share is at least .95, against the number of classes: every seed is a dot (side by
-side), their median a bar; triangles are seeds for which no rank of the sweep is enough. Every cell takes the learning
-rate with the best mean accuracy on validation images, from a small grid; the epoch is chosen on validation too.
+Perceptrons with three hidden layers learn to tell apart the first few classes of a set of images. All feedback
+between their layers runs through channels of rank r, up to the number of classes; readers follow Oja's rule (on
+labels at the output, on errors below), mirrors learn as Kolen-Pollack has it. (a) Test accuracy above chance, as a
+share of that of backpropagation with the same seed. Rank 0 is zero feedback, where no error reaches a hidden layer.
+(b) The smallest rank of the sweep at which that share is at least .95, against the number of classes: every seed is a
+dot (side by side), their median a bar; triangles are seeds for which no rank of the sweep is enough. Every cell takes
+the learning rate with the best mean accuracy on validation images, from a small grid; the epoch is chosen on
+validation too.
 
 **Theory.** The error at the output of C classes has C - 1 dimensions, so a channel of that rank carries all of it. A
 narrower one is enough where a few directions hold most of the error, or where features that nothing has taught are
@@ -15,7 +16,16 @@ good enough already; nothing exact is known about this network.
 **The paper** trains on the first 50, 75 and 100 classes of CIFAR-100 (100 epochs, five runs) and finds that a rank of
 about the number of classes is needed; no numbers of that figure are known to us. The grey line is r = C.
 
-SEEN
+**What is seen** (quick preset: the 8 x 8 digits that come with scikit-learn, 32 units in every hidden layer, ten
+epochs, three seeds). The smallest sufficient rank grows with the number of classes, from 1 of 3 and 5 classes over 2
+of 7 to 5 of 10 (medians), and stays below it: digits are easy, and zero feedback alone has 70 to 82 % of
+backpropagation's accuracy above chance. Its numbers depend on the threshold and on the ranks of the sweep, and are
+those of this task.
+
+**To vary it**: ``--data mnist`` or ``--data cifar10`` for subsets of their ten classes. ``--preset cpu`` takes 25,
+50, 75 and 100 classes of CIFAR-100 for 15 epochs of 100 in batches of 128, three seeds of five, without augmentation;
+where the folder holds an incomplete CIFAR-100 the figure says so, and shows a trend only. It has not been run yet.
+``--preset paper`` has the paper's settings and refuses an incomplete CIFAR-100.
 """
 
 from __future__ import annotations
@@ -179,8 +189,8 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     curve.axhline(SHARE, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label=f"{SHARE:.0%} of backpropagation")
     curve.axhline(1, color=GREY, linewidth=0.9, label="backpropagation")
     smallest.plot(range(len(by_number)), list(by_number), "-", color=GREY, linewidth=0.9, zorder=0)
-    words = {"color": GREY, "fontsize": 7, "textcoords": "offset points"}
-    smallest.annotate("r = classes", (0, next(iter(by_number))), (0, 7), ha="center", **words)
+    end = (len(by_number) - 1, list(by_number)[-1])
+    smallest.annotate("r = classes", end, (-8, 0), "data", "offset points", ha="right", va="center", fontsize=7)
     smallest.set_xticks(range(len(by_number)), list(map(str, by_number)))
     smallest.set_xlim(-0.6, len(by_number) - 0.4)
     rank_axis(curve.xaxis, ranks)

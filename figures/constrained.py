@@ -4,10 +4,11 @@ A perceptron with three hidden layers (batch normalisation, ReLU) learns to clas
 hidden layer runs through a channel of rank r, that into the others through channels of full rank. (b) All channels
 have rank r; beside them an unconstrained narrow network, with r units in every hidden layer. (c) The direct form, in
 which every hidden layer hears one error of the network, that of the output or of the last hidden layer, through a
-channel of rank r. Readers follow Oja's rule (on labels at the output, on errors below), mirrors learn as Kolen-Pollack
-has it. The baseline of every panel is zero feedback, which is drawn at r = 0: no error reaches a hidden layer or, in
-(a), the one layer and those below it (there the layers above do backpropagation). Every cell takes the learning rate
-with the best mean accuracy on validation images, from a small grid; the epoch is chosen on validation too.
+channel of rank r. Readers follow Oja's rule (on labels at the output, on errors below), mirrors learn as
+Kolen-Pollack has it. The baseline of every panel is zero feedback, which is drawn at r = 0: no error reaches a hidden
+layer or, in (a), the one layer and those below it (there the layers above do backpropagation). Every cell takes the
+learning rate with the best mean accuracy on validation images, from a small grid; the epoch is chosen on validation
+too.
 
 "The others at full rank" can mean two things. In the paper's public code the other layers carry errors through
 matrices P and Q of their own, which learn by the same rule at rank 512 (10 at the output), not through the transposed
@@ -15,11 +16,13 @@ weights; so it is here. ``others="backpropagation"`` is the other meaning. The n
 here; in that code it has full-rank matrices of its own. That code's direct form sends the error of the last hidden
 layer.
 
-**Theory** says nothing exact about this network. From the linear one: rank 10, the number of classes, should be enough
-anywhere, since the error at the output has no more dimensions; a narrow network of that width is another matter.
+**Theory** says nothing exact about this network. From the linear one: rank 10, the number of classes, should be
+enough anywhere, since the error at the output has no more dimensions; a narrow network of that width is another
+matter.
 
-**The paper's numbers**, drawn as open markers where the images are those of CIFAR-10: test accuracy at the *best test*
-epoch of 160 (150 where all layers are constrained), ten runs (five for the direct form).
+**The paper's numbers** (in the provenance of every preset), drawn as open markers where the images are those of
+CIFAR-10: test accuracy at the *best test* epoch of 160 (150 where all layers are constrained), ten runs (five for the
+direct form).
 
 ================================ ==== ==== ==== ==== ==== ==== ==== ==== ==== ===== ===== ===== =====
 rank                             1    2    3    4    5    6    7    8    9    10    16    32    64
@@ -29,13 +32,24 @@ into hidden layer 2              .539 .573 .586 .596 .602 .610 .612 .617      .6
 into hidden layer 3              .473 .541 .569 .587 .598 .609 .615 .623      .6289
 all layers (s.d. .0025)                                                       .6184 .6213 .6242 .6287
 narrow network                                                                                  .5810
-direct, error of the last hidden .359 .492 .547 .573 .588 .598 .603 .614 .620 .6208
+direct from last hidden          .359 .492 .547 .573 .588 .598 .603 .614 .620 .6208
 ================================ ==== ==== ==== ==== ==== ==== ==== ==== ==== ===== ===== ===== =====
 
 Backpropagation has .6275 (s.d. .0020). Our epoch is chosen on validation images, and so is a little worse by design.
 The preset ``paper`` has the other settings of the paper, its clipping of errors included.
 
-SEEN
+**What is seen** (quick preset: the 8 x 8 digits that come with scikit-learn, 32 units in every hidden layer, ten
+epochs, three seeds, 360 test images, of which one is .003). Backpropagation has .977, zero feedback .72. One narrow
+channel costs the more the nearer it is to the output: mean accuracies at r = 1 are .93, .88 and .84 into hidden
+layers 1, 2 and 3, at r = 10 all are .96 to .97. Into layers 1 and 2, r = 1 is no better than no feedback at all (.94
+and .88, the layers above doing backpropagation): what is below a channel that narrow might as well be left alone.
+With all layers narrow .83, .90, .96 and .96 at r = 1, 2, 5 and 10; a network of as many units has .21, .46, .88 and
+.94. So it is the way back that may be narrow, not the network. In the direct form the error of the last hidden layer
+does better than that of the output at r = 1 to 5 (.76 against .56 at r = 1, the latter *below* zero feedback), and as
+well at r = 10 (.96).
+
+**To vary it**: ``--data mnist`` or ``--data cifar10`` with ``--data-root``; ``--preset cpu`` is CIFAR-10 with 20
+epochs of 160, batches of 128 and three seeds of ten, without augmentation; it has not been run yet.
 """
 
 from __future__ import annotations
@@ -55,7 +69,7 @@ if TYPE_CHECKING:
 PANELS = {
     "one layer constrained": ("into hidden layer 1", "into hidden layer 2", "into hidden layer 3"),
     "all layers constrained": ("all layers", "narrow network"),
-    "direct form": ("direct", "direct from last hidden"),
+    "direct form": ("direct from output", "direct from last hidden"),
 }
 """The sweeps of every panel, by its title."""
 WITHOUT = {"into hidden layer 1": "zero feedback into 1", "into hidden layer 2": "zero feedback into 2"}
@@ -87,7 +101,7 @@ def _cells(ranks: tuple[int, ...], of_all: tuple[int, ...]) -> tuple[str, ...]:
     cells = ["backpropagation", "zero feedback", *WITHOUT.values()]
     for title, sweeps in PANELS.items():
         for sweep in sweeps:
-            most = CLASSES if sweep in ("into hidden layer 3", "direct") else max(of_all)
+            most = CLASSES if sweep in ("into hidden layer 3", "direct from output") else max(of_all)
             some = of_all if title == "all layers constrained" else ranks
             cells += [f"{sweep} r={rank}" for rank in some if rank <= most]
     return tuple(cells)
