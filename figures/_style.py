@@ -115,11 +115,20 @@ ZERO = 0.5
 
 
 def rank_axis(axis: Any, ranks: Any) -> None:
-    """Make an axis logarithmic, with a tick for every rank; rank 0 has a place of its own at its lower end."""
+    """Make an axis logarithmic, with a tick for every rank; rank 0 has a place of its own at its lower end.
+
+    From the largest rank down, those are labelled that are not too close to the one labelled before.
+    """
+    import numpy as np
+
     shown = sorted({0, *ranks})
+    labelled = [shown[-1]]
+    for rank in shown[-2:0:-1]:
+        if np.log(labelled[-1] / rank) > 0.055 * np.log(shown[-1] / ZERO):
+            labelled.append(rank)
     getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=2)
     axis.set_view_interval(ZERO / 1.3, max(shown) * 1.3, ignore=True)
-    axis.set_ticks([rank or ZERO for rank in shown], [str(rank) for rank in shown])
+    axis.set_ticks([rank or ZERO for rank in shown], [str(rank) if rank in (0, *labelled) else "" for rank in shown])
     axis.set_ticks([], minor=True)
 
 

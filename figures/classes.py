@@ -5,9 +5,9 @@ between their layers runs through channels of rank r, up to the number of classe
 labels at the output, on errors below), mirrors learn as Kolen-Pollack has it. (a) Test accuracy above chance, as a
 share of that of backpropagation with the same seed. Rank 0 is zero feedback, where no error reaches a hidden layer.
 (b) The smallest rank of the sweep at which that share is at least .95, against the number of classes: every seed is a
-dot (side by side), their median a bar; triangles are seeds for which no rank of the sweep is enough. Every cell takes
-the learning rate with the best mean accuracy on validation images, from a small grid; the epoch is chosen on
-validation too.
+dot (side by side), their median, if any, a bar; triangles are seeds for which no rank of the sweep is enough. Every
+cell takes the learning rate with the best mean accuracy on validation images, from a small grid; the epoch is chosen
+on validation too.
 
 **Theory.** The error at the output of C classes has C - 1 dimensions, so a channel of that rank carries all of it. A
 narrower one is enough where a few directions hold most of the error, or where features that nothing has taught are
@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from figures._run import Resources
-from figures._style import COLOURS, GREY, PAGE, ZERO, curves, dots, new_figure, panel_letter, rank_axis, strip
+from figures._style import COLOURS, GREY, PAGE, ZERO, curves, dots, new_figure, panel_letter, rank_axis
 from figures._training import Perceptrons, adaptive_reader, perceptrons, rule_without_channel, summary
 
 if TYPE_CHECKING:
@@ -182,15 +182,11 @@ def plot(results: xr.Dataset, config: Config) -> Any:
         curves(curve, some["rank"].values, some.values, colour, label=f"{number} classes")
         dots(curve, [ZERO], share.sel(rank=[0]).values, colour)
         found = minimal_ranks(share)
-        strip(smallest, place, np.where(found == 0, ZERO, found), colour)
-        if missing := np.count_nonzero(np.isinf(found)):
-            places = place + 0.12 * np.linspace(-1, 1, missing + 2)[1:-1]
-            smallest.plot(places, [1.2 * max(ranks)] * missing, "^", color=colour, markersize=4.5, markeredgewidth=0)
+        _seeds(smallest, place, found, colour, none=1.2 * max(ranks))
     curve.axhline(SHARE, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label=f"{SHARE:.0%} of backpropagation")
     curve.axhline(1, color=GREY, linewidth=0.9, label="backpropagation")
-    smallest.plot(range(len(by_number)), list(by_number), "-", color=GREY, linewidth=0.9, zorder=0)
-    end = (len(by_number) - 1, list(by_number)[-1])
-    smallest.annotate("r = classes", end, (-8, 0), "data", "offset points", ha="right", va="center", fontsize=7)
+    smallest.plot(range(len(by_number)), list(by_number), "-", color=GREY, linewidth=0.9, zorder=0, label="r = classes")
+    smallest.legend(loc="lower right")
     smallest.set_xticks(range(len(by_number)), list(map(str, by_number)))
     smallest.set_xlim(-0.6, len(by_number) - 0.4)
     rank_axis(curve.xaxis, ranks)
@@ -201,10 +197,21 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     smallest.set_ylabel(f"smallest rank with {SHARE:.0%}")
     curve.set_title(config.data)
     if results.incomplete.any():
-        number = float(results.images_per_class.max())
-        curve.set_title(f"{config.data}, incomplete: {number:.0f} training images a class", color=COLOURS[1])
+        images = float(results.images_per_class.max())
+        curve.set_title(f"{config.data}, incomplete: {images:.0f} training images a class", color=COLOURS[1])
         smallest.set_title("trend only", color=COLOURS[1])
     figure.legend(*curve.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     panel_letter(curve, "a")
     panel_letter(smallest, "b")
     return figure
+
+
+def _seeds(axes: Any, place: float, found: np.ndarray, colour: str, none: float) -> None:
+    """Draw every seed's smallest rank as a dot, or a triangle at the height `none`; their median, if any, as a bar."""
+    places = place + 0.12 * np.linspace(-1, 1, found.size) if found.size > 1 else np.array([place])
+    heights, enough = np.where(found == 0, ZERO, found), np.isfinite(found)
+    axes.plot(places[enough], heights[enough], "o", color=colour, markersize=3.5, markeredgewidth=0)
+    if not enough.all():
+        axes.plot(places[~enough], np.full(np.sum(~enough), none), "^", color=colour, markersize=4.5, markeredgewidth=0)
+    if np.isfinite(median := np.median(found)):
+        axes.plot([place - 0.3, place + 0.3], [median or ZERO] * 2, "-", color=colour, linewidth=1.8)

@@ -77,7 +77,7 @@ WITHOUT = {"into hidden layer 1": "zero feedback into 1", "into hidden layer 2":
 CLASSES = 10
 
 _FIRST = (1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 32)
-PAPER = {
+PAPER: dict[str, Any] = {
     "test accuracy, best test epoch": {
         "backpropagation": 0.6275,
         "into hidden layer 1": dict(zip(_FIRST, (0.558, 0.590, 0.599, 0.605, 0.610, 0.611, 0.617, 0.620, 0.6263, 0.6276,
@@ -200,7 +200,7 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     found = summary(results, config.cells)
     for cell in config.cells if config.data == "cifar10" else ():
         sweep, _, rank = cell.partition(" r=")
-        paper: Any = PAPER["test accuracy, best test epoch"].get(sweep, {})
+        paper = PAPER["test accuracy, best test epoch"].get(sweep, {})
         theirs = paper.get(int(rank)) if rank else paper
         if theirs and f"test accuracy, {cell}" in found:
             found[f"the same minus the paper's, {cell}"] = found[f"test accuracy, {cell}"] - theirs
@@ -255,9 +255,9 @@ def _levels(axes: Any, accuracy: xr.DataArray, config: Config) -> None:
 
 def _paper(axes: Any, sweep: str, colour: str) -> None:
     """Draw the paper's numbers of a sweep as open markers, with their standard deviation where it is known."""
-    theirs: Any = PAPER["test accuracy, best test epoch"].get(sweep)
+    theirs = PAPER["test accuracy, best test epoch"].get(sweep)
     if theirs:
         spread = PAPER["standard deviation"].get(sweep)
-        look: Any = {"fmt": "D", "mfc": "none", "markersize": 4.5, "markeredgewidth": 0.8, "elinewidth": 0.8}
+        look: Any = {"fmt": "D", "mfc": "none", "markersize": 4, "markeredgewidth": 0.8, "elinewidth": 0.8}
         axes.errorbar(list(theirs), list(theirs.values()), spread, color=colour, capsize=2, zorder=6, **look)
         axes.errorbar([], [], color="black", label="paper, best test epoch", **look)
