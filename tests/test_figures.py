@@ -61,7 +61,7 @@ TINY = {
             "into hidden layer 3 r=1", "into hidden layer 3 r=10", "all layers r=1", "all layers r=10",
             "narrow network r=1", "narrow network r=10", "direct from output r=10", "direct from last hidden r=10",
         ),
-        seeds=(0, 1), widths=(12, 12, 12), epochs=4, learning_rates=(1e-2,),
+        seeds=(0, 1), widths=(12, 12, 12), epochs=4, learning_rates=(1e-2,), train=700,
     ),
     "classes": classes.Config(
         cells=(*(f"3 classes / {rule}" for rule in CLASS_RULES), *(f"10 classes / {rule}" for rule in CLASS_RULES)),
@@ -210,7 +210,8 @@ def test_mlp_on_other_images():
 
 def test_constrained_narrows_the_way_back_and_not_the_network(results):
     test = results["constrained"].test_accuracy.mean("seed")
-    assert float(test.sel(cell="all layers r=10")) > 0.8
+    lower = max(float(test.sel(cell=cell)) for cell in ("zero feedback", "all layers r=1"))
+    assert float(test.sel(cell="all layers r=10")) > lower + 0.2
     assert float(test.sel(cell="into hidden layer 3 r=1")) < float(test.sel(cell="into hidden layer 3 r=10")) - 0.1
     assert float(test.sel(cell="narrow network r=1")) < 0.4
     assert constrained.PAPER["test accuracy, best test epoch"]["narrow network"] == {64: 0.5810}
@@ -243,13 +244,12 @@ def test_every_rule_of_constrained_is_the_one_it_is_called(preset):
         constrained.rule_of("into hidden layer 1 r=1", replace(config, others="none"))
 
 
-def test_others_at_full_rank_are_not_backpropagation(results):
-    config = replace(TINY["constrained"], cells=("into hidden layer 1 r=1",))
-    own = results["constrained"].score.sel(cell="into hidden layer 1 r=1").values
-    again = constrained.simulate(config, HERE).score.sel(cell="into hidden layer 1 r=1").values
-    assert np.allclose(own, again, atol=0.01)  # other ensembles, single precision: an image or two
-    other = constrained.simulate(replace(config, others="backpropagation"), HERE)
-    assert not np.allclose(own, other.score.sel(cell="into hidden layer 1 r=1").values, atol=0.01)
+def test_others_at_full_rank_are_not_backpropagation():
+    config = replace(TINY["constrained"], cells=("into hidden layer 1 r=1",), seeds=(0,), epochs=1, train=400)
+    own, again = (constrained.simulate(config, HERE).score.item() for _ in range(2))
+    other = constrained.simulate(replace(config, others="backpropagation"), HERE).score.item()
+    assert own == again
+    assert own != other
 
 
 def test_all_layers_are_trained_as_long_as_the_paper_did():
