@@ -12,7 +12,9 @@ A figure is a module of this package with a docstring (question, theory, what is
 ``checks(results, config) -> dict``
     how far theory and simulation are apart, and how far a wrong theory is, as numbers for the provenance file;
 ``plot(results, config) -> matplotlib.figure.Figure``
-    reads the data set and computes nothing that takes time; above it is written which preset made it.
+    reads the data set and computes nothing that takes time; above it is written which preset made it;
+``PAPER`` (where there are any)
+    the paper's numbers, as JSON can hold them, which go into the provenance.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-NAMES = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "language")
+NAMES = (
+    "modes", "rank", "threshold", "learning_times", "mlp", "constrained", "classes", "networks", "language",
+)  # fmt: skip
 """All figures, in the order in which they are made."""
 PRESETS = ("quick", "cpu", "paper")
 """Minutes, hours, a GPU; not every figure has all of them."""

@@ -172,7 +172,7 @@ def _variants(
 @click.option("--set", "settings", multiple=True, callback=pairs,
               help="Another setting than the preset's: epochs=3, seeds=0..4, vgg.epochs=2.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
-@click.option("--data", type=click.Choice(DATA), help="Images of the figures mlp and networks.")
+@click.option("--data", type=click.Choice(DATA), help="Images of the figures that take any.")
 @click.option("--data-root", type=click.Path(exists=True, file_okay=False), help="Folder of image data [LINFB_DATA].")
 @click.option("--force", is_flag=True, help="Simulate again even what is cached.")
 @click.option("--available", is_flag=True, help="Simulate nothing: draw the parts that are cached, and name the rest.")

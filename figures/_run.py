@@ -211,6 +211,7 @@ def provenance(
         "changes": dict(variant.changes),
         "missing": list(variant.missing),
         "config": variant.described,
+        "paper": getattr(load(variant.name), "PAPER", None),
         "seeds": list(variant.config.seeds),
         "device": resources.device,
         "machine": platform.machine(),

@@ -116,3 +116,44 @@ def strip(axes: Any, place: float, runs: Any, colour: str) -> None:
         shift = 0.12 * np.linspace(-1, 1, shown.size) if shown.size > 1 else np.zeros(1)
         axes.plot(place + shift, shown, "o", color=colour, markersize=3.5, markeredgewidth=0)
         axes.plot([place - 0.3, place + 0.3], [np.median(shown)] * 2, "-", color=colour, linewidth=1.8)
+
+
+ZERO = 0.5
+"""Where rank 0 is drawn on a logarithmic axis."""
+
+
+def rank_axis(axis: Any, ranks: Any) -> None:
+    """Make an axis logarithmic, with a tick for every rank; rank 0 has a place of its own at its lower end.
+
+    From the largest rank down, those are labelled that are not too close to the one labelled before.
+    """
+    import numpy as np
+
+    shown = sorted({0, *ranks})
+    labelled = [shown[-1]]
+    for rank in shown[-2:0:-1]:
+        if np.log(labelled[-1] / rank) > 0.055 * np.log(shown[-1] / ZERO):
+            labelled.append(rank)
+    getattr(axis.axes, f"set_{axis.axis_name}scale")("log", base=2)
+    axis.set_view_interval(ZERO / 1.3, max(shown) * 1.3, ignore=True)
+    axis.set_ticks([rank or ZERO for rank in shown], [str(rank) if rank in (0, *labelled) else "" for rank in shown])
+    axis.set_ticks([], minor=True)
+
+
+def error_scale(axes: Any, accuracies: Any) -> None:
+    """Make the y axis, of accuracies below 1, logarithmic in the error."""
+    import numpy as np
+
+    def height(accuracy: Any) -> Any:
+        return -np.log(np.maximum(1 - accuracy, 1e-4))
+
+    low, high = (float(limit) for limit in (accuracies.min(), accuracies.max()))
+    low, high = max(0.0, 0.95 * low - 0.02), 1 - (1 - high) / 1.2
+    ticks: list[float] = []
+    for tick in (*np.arange(0.1, 0.95, 0.1 if high - low > 0.4 else 0.05), 0.95, 0.98, 0.99, 0.995, 0.998):
+        apart = height(tick) - height(ticks[-1]) if ticks else np.inf
+        if low <= tick <= high and apart > 0.05 * (height(high) - height(low)):
+            ticks.append(float(tick))
+    axes.set_yscale("function", functions=(height, lambda height: 1 - np.exp(-height)))
+    axes.set_ylim(low, high)
+    axes.set_yticks(ticks, [f"{tick:.3f}".lstrip("0").rstrip("0") for tick in ticks])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +12,53 @@ import numpy as np
 if TYPE_CHECKING:
     import xarray as xr
 
+    from figures._run import Resources
     from linfb import Rule
+    from linfb.datasets import Splits
     from linfb.engine import Member
+
+
+@dataclass(frozen=True)
+class Perceptrons:
+    """How multilayer perceptrons (batch normalisation, ReLU) are trained: AMSGrad, a rate that falls by epochs.
+
+    The first `choosing_seeds` seeds choose the learning rate, in `choosing_epochs` epochs; the others run at the chosen
+    one only. With fewer epochs for the choice (None: all of them), those seeds are trained again. `decay` says how
+    weight decay acts, `augment` is for :func:`augmentations`.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    data: str = "digits"
+    widths: tuple[int, ...] = (64, 64, 64)
+    epochs: int = 15
+    batch_size: int = 32
+    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
+    weight_decay: float = 0.1
+    decay: str = "decoupled"
+    lr_decay: float = 0.975
+    train: float | int | None = None
+    validation: float = 0.2
+    choosing_seeds: int = 3
+    choosing_epochs: int | None = None
+    augment: tuple[str, ...] = ()
+    error_clip: float | None = None
+
+
+def augmentations(names: Sequence[str]) -> tuple[Any, ...]:
+    """Return augmentations by their short names, which numbers may follow: "flip", "rotation 10" (degrees)."""
+    from linfb.datasets import AutoAugment, Cutout, RandomCrop, RandomFlip, RandomRotation
+
+    made: Mapping[str, Any] = {
+        "crop": RandomCrop, "flip": RandomFlip, "rotation": RandomRotation, "cutout": Cutout, "autoaugment": AutoAugment
+    }  # fmt: skip
+    return tuple(made[name](*map(float, numbers)) for name, *numbers in map(str.split, names))
+
+
+def adaptive_reader() -> Any:
+    """Return the reader of the paper's networks: Oja's rule on labels at the output, on errors below."""
+    from linfb.rules import readers
+
+    return readers.Oja(on="labels", covariance="normalised")
 
 
 def rule_without_channel(name: str) -> Rule:
@@ -96,6 +143,23 @@ def trained(
     kept = table[list(keep)].sel(learning_rate=chosen, drop=True)
     scores = by_cell(tried[["score"]], first).score if choosing else table.score
     return kept.assign(score=scores, diverged=table.diverged, chosen_rate=chosen)
+
+
+def perceptrons(rules: Mapping[str, Rule], splits: Splits, config: Perceptrons, resources: Resources) -> xr.Dataset:
+    """Train perceptrons by rules, see :func:`trained`, and keep the test accuracy and the chosen epoch."""
+    from linfb.engine import Exponential, amsgrad, mlp, train_ensemble
+
+    train = partial(
+        train_ensemble, splits, mlp(splits.train.x.shape[1], config.widths, splits.n_classes), epochs=config.epochs,
+        batch_size=config.batch_size, schedule=Exponential(config.lr_decay), augment=augmentations(config.augment),
+        error_clip=config.error_clip, device=resources.device, progress=False, name=config.data,
+    )  # fmt: skip
+    choosing = None if config.choosing_epochs is None else partial(train, epochs=config.choosing_epochs)
+    return trained(
+        train, rules, partial(amsgrad, weight_decay=config.weight_decay, decay=config.decay),
+        rates=config.learning_rates, seeds=config.seeds, choosing_seeds=config.choosing_seeds, choosing=choosing,
+        keep=("test_accuracy", "chosen_epoch"),
+    )  # fmt: skip
 
 
 def summary(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:

@@ -38,7 +38,7 @@ import numpy as np
 
 from figures._run import Resources, sweeps
 from figures._style import COLOURS, GREY, PAGE, curves, new_figure, panel_letter
-from figures._training import rule_without_channel, summary, trained
+from figures._training import adaptive_reader, rule_without_channel, summary, trained
 from figures.networks import CURVES, loss_curves
 
 if TYPE_CHECKING:
@@ -105,11 +105,10 @@ CONFIGS = {
 def rule_of(cell: str) -> Rule:
     """Return the rule behind a cell's name."""
     from linfb import rules
-    from linfb.rules import readers
 
     name, _, rank = cell.partition(" r=")
     if name in CHANNELS:
-        reader = readers.Oja(on="labels", covariance="normalised")
+        reader = adaptive_reader()
         return {"low-rank": rules.low_rank, "direct low-rank": rules.direct_low_rank}[name](int(rank), reader=reader)
     return rule_without_channel(name)
 

@@ -22,12 +22,11 @@ all of CIFAR-10.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from figures._run import Resources
 from figures._style import COLOURS, GREY, PAGE, curves, new_figure, panel_letter, strip
-from figures._training import rule_without_channel, summary, trained
+from figures._training import Perceptrons, adaptive_reader, perceptrons, rule_without_channel, summary
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -55,26 +54,10 @@ def _cells(ranks: tuple[int, ...], of_p_only: tuple[int, ...]) -> tuple[str, ...
 
 
 @dataclass(frozen=True)
-class Config:
-    """Settings of the figure; a cell is a rule, with its rank where it has a channel.
-
-    The first `choosing_seeds` seeds choose the learning rate, in `choosing_epochs` epochs; the others run at the chosen
-    one only. With fewer epochs for the choice (None: all of them), those seeds are trained again.
-    """
+class Config(Perceptrons):
+    """Settings of the figure; a cell is a rule, with its rank where it has a channel."""
 
     cells: tuple[str, ...] = _cells((1, 2, 3, 5, 10), (1, 2, 3, 5, 10))
-    seeds: tuple[int, ...] = (0, 1, 2)
-    data: str = "digits"
-    widths: tuple[int, ...] = (64, 64, 64)
-    epochs: int = 15
-    batch_size: int = 32
-    learning_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2)
-    weight_decay: float = 0.1
-    lr_decay: float = 0.975
-    train: float | int | None = None
-    validation: float = 0.2
-    choosing_seeds: int = 3
-    choosing_epochs: int | None = None
 
 
 PARTS = "cells"
@@ -109,7 +92,7 @@ def rule_of(cell: str) -> Rule:
 
     name, _, rank = cell.partition(" r=")
     if name in READERS:
-        reader = readers.Fixed() if name == "fixed P" else readers.Oja(on="labels", covariance="normalised")
+        reader = readers.Fixed() if name == "fixed P" else adaptive_reader()
         mirror = mirrors.Fixed() if name == "P only" else mirrors.KolenPollack()
         return rules.low_rank(int(rank), reader=reader, mirror=mirror)
     return rule_without_channel(name)
@@ -118,22 +101,10 @@ def rule_of(cell: str) -> Rule:
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
     """Return, per cell, validation accuracy at every learning rate, and test accuracy at the one chosen by it."""
     from linfb.datasets import load_dataset
-    from linfb.engine import Exponential, amsgrad, mlp, train_ensemble
 
     data = load_dataset(config.data, root=resources.data_root)
     splits = data.splits(train=config.train, validation=config.validation)
-    train = partial(
-        train_ensemble, splits, mlp(splits.train.x.shape[1], config.widths, splits.n_classes), epochs=config.epochs,
-        batch_size=config.batch_size, schedule=Exponential(config.lr_decay), device=resources.device, progress=False,
-        name=config.data,
-    )  # fmt: skip
-    optimizer = partial(amsgrad, weight_decay=config.weight_decay, decay="decoupled")
-    choosing = None if config.choosing_epochs is None else partial(train, epochs=config.choosing_epochs)
-    return trained(
-        train, {cell: rule_of(cell) for cell in config.cells}, optimizer, rates=config.learning_rates,
-        seeds=config.seeds, choosing_seeds=config.choosing_seeds, choosing=choosing,
-        keep=("test_accuracy", "chosen_epoch"),
-    )  # fmt: skip
+    return perceptrons({cell: rule_of(cell) for cell in config.cells}, splits, config, resources)
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:

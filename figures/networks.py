@@ -38,7 +38,7 @@ import numpy as np
 
 from figures._run import Resources
 from figures._style import COLOURS, GREY, PAGE, new_figure, panel_letter, strip
-from figures._training import rule_without_channel, summary, trained
+from figures._training import adaptive_reader, augmentations, rule_without_channel, summary, trained
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -167,10 +167,9 @@ def on_data(config: Config, data: str) -> Config:
 def rule_of(cell: str, config: Config) -> Rule:
     """Return the rule behind a cell's name."""
     from linfb import rules
-    from linfb.rules import readers
 
     architecture, name = cell.split(" / ")
-    reader = readers.Oja(on="labels", covariance="normalised")
+    reader = adaptive_reader()
     if name == "narrow optic nerve":
         return replace(rules.low_rank(config.nerve_rank, reader=reader), layers=(2,))
     if name == "low-rank":
@@ -208,7 +207,7 @@ def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
     train = partial(
         train_ensemble, splits, model_of(architecture, splits.shape, splits.n_classes, config), epochs=setting.epochs,
         batch_size=setting.batch_size, schedule=getattr(schedules, schedule)(*arguments),
-        augment=_augmentations(setting.augment), device=resources.device, progress=False, name=data.name,
+        augment=augmentations(setting.augment), device=resources.device, progress=False, name=data.name,
     )  # fmt: skip
     optimizer = partial(getattr(optimisers, setting.optimizer), weight_decay=setting.weight_decay)
     found = trained(
@@ -217,13 +216,6 @@ def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
     )  # fmt: skip
     steps = len(splits.train.x) // setting.batch_size
     return found.assign(chance=("cell", [1 / splits.n_classes]), steps_per_epoch=("cell", [steps]))
-
-
-def _augmentations(names: Sequence[str]) -> tuple[Any, ...]:
-    from linfb.datasets import AutoAugment, Cutout, RandomCrop, RandomFlip
-
-    made = {"crop": RandomCrop, "flip": RandomFlip, "cutout": Cutout, "autoaugment": AutoAugment}
-    return tuple(made[name]() for name in names)
 
 
 def smoothed(losses: Any, window: int) -> np.ndarray:

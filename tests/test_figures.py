@@ -24,6 +24,8 @@ from figures import (
     _style,
     _training,
     _variants,
+    classes,
+    constrained,
     language,
     learning_times,
     mlp,
@@ -38,6 +40,7 @@ from linfb.experiments import Store
 
 ROOT = Path(figures.__file__).parents[1]
 HERE = _run.Resources()
+CLASS_RULES = ("backpropagation", "zero feedback", "low-rank r=1", "low-rank r=3")
 TINY = {
     "modes": modes.Config(
         rules=("backpropagation", "fixed P", "Oja on labels", "DFA (3 layers)", "zero feedback"), seeds=(0, 1), n_in=5,
@@ -54,6 +57,18 @@ TINY = {
     "mlp": mlp.Config(
         cells=("backpropagation", "zero feedback", "fixed P r=1", "fixed P r=5", "Oja r=1", "Oja r=5"), seeds=(0, 1, 2),
         widths=(16,), epochs=3, learning_rates=(1e-2, 1e-6),
+    ),
+    "constrained": constrained.Config(
+        cells=(
+            "backpropagation", "zero feedback", "zero feedback into 1", "into hidden layer 1 r=1",
+            "into hidden layer 3 r=1", "into hidden layer 3 r=10", "all layers r=1", "all layers r=10",
+            "narrow network r=1", "narrow network r=10", "direct from output r=10", "direct from last hidden r=10",
+        ),
+        seeds=(0, 1), widths=(12, 12, 12), epochs=4, learning_rates=(1e-2,), train=700,
+    ),
+    "classes": classes.Config(
+        cells=(*(f"3 classes / {rule}" for rule in CLASS_RULES), *(f"10 classes / {rule}" for rule in CLASS_RULES)),
+        seeds=(0, 1), widths=(16, 16), epochs=3, learning_rates=(1e-2,),
     ),
     "networks": networks.Config(
         cells=(
@@ -198,6 +213,142 @@ def test_mlp_on_other_images():
     assert mlp.on_data(mlp.CONFIGS["quick"], "mnist").data == "mnist"
     paper = mlp.on_data(mlp.CONFIGS["paper"], "mnist")
     assert (paper.data, paper.epochs) == ("mnist", 160)
+
+
+def test_constrained_narrows_the_way_back_and_not_the_network(results):
+    test = results["constrained"].test_accuracy.mean("seed")
+    lower = max(float(test.sel(cell=cell)) for cell in ("zero feedback", "all layers r=1"))
+    assert float(test.sel(cell="all layers r=10")) > lower + 0.2
+    assert float(test.sel(cell="into hidden layer 3 r=1")) < float(test.sel(cell="into hidden layer 3 r=10")) - 0.1
+    assert float(test.sel(cell="narrow network r=1")) < 0.4
+    assert constrained.PAPER["test accuracy, best test epoch"]["narrow network"] == {64: 0.5810}
+
+
+@pytest.mark.parametrize("preset", constrained.CONFIGS)
+def test_every_rule_of_constrained_is_the_one_it_is_called(preset):
+    config = constrained.CONFIGS[preset]
+    full = [*config.widths[1:], 10]
+    for cell in config.cells:
+        rule, (sweep, _, rank) = constrained.rule_of(cell, config), cell.partition(" r=")
+        if sweep.startswith("into hidden layer"):
+            layer = int(sweep[-1])
+            assert rule.rank[layer] == int(rank)
+            assert [rule.rank[one] for one in (1, 2, 3) if one != layer] == [
+                full[one - 1] for one in (1, 2, 3) if one != layer
+            ]
+            other = constrained.rule_of(cell, replace(config, others="backpropagation"))
+            assert (other.rank, other.layers) == (int(rank), (layer,))
+        elif sweep == "narrow network":
+            assert rule == rules.backpropagation()
+            assert constrained.setting_of(cell, config).widths == (int(rank),) * 3
+        elif rank:
+            assert rule.rank == int(rank)
+            assert rule.source == {"output": "network", "hidden": "hidden"}.get(sweep.split()[-1], "above")
+        if sweep not in ("narrow network", "all layers"):
+            assert constrained.setting_of(cell, config) == config
+    assert constrained.rule_of("zero feedback into 2", config).layers == (2,)
+    with pytest.raises(ValueError, match="others must be one of"):
+        constrained.rule_of("into hidden layer 1 r=1", replace(config, others="none"))
+
+
+def test_others_at_full_rank_are_not_backpropagation():
+    config = replace(TINY["constrained"], cells=("into hidden layer 1 r=1",), seeds=(0,), epochs=1, train=400)
+    own, again = (constrained.simulate(config, HERE).score.item() for _ in range(2))
+    other = constrained.simulate(replace(config, others="backpropagation"), HERE).score.item()
+    assert own == again
+    assert own != other
+
+
+def test_all_layers_are_trained_as_long_as_the_paper_did():
+    paper = constrained.CONFIGS["paper"]
+    assert (paper.epochs, paper.lr_decay) == (160, 0.975)
+    everywhere = constrained.setting_of("all layers r=10", paper)
+    assert (everywhere.epochs, everywhere.lr_decay, everywhere.widths) == (150, 0.98, (512,) * 3)
+
+
+def test_papers_numbers_are_drawn_beside_ours_on_its_images_alone(results):
+    config, found = TINY["constrained"], results["constrained"]
+
+    def labels(config):
+        return [text.get_text() for text in constrained.plot(found, config).legends[0].get_texts()]
+
+    assert "paper, best test epoch" in labels(replace(config, data="cifar10"))
+    assert not any("paper" in label for label in labels(config))
+    compared = constrained.checks(found, replace(config, data="cifar10"))
+    ours = float(found.test_accuracy.sel(cell="all layers r=10").mean())
+    assert compared["the same minus the paper's, all layers r=10"] == pytest.approx(ours - 0.6184, abs=1e-12)
+    assert "the same minus the paper's, all layers r=1" not in compared  # it has none
+    assert not any("paper" in key for key in constrained.checks(found, config))
+
+
+def made_shares(table):
+    """Return shares by seed and rank."""
+    return xr.DataArray(table, dims=("seed", "rank"), coords={"rank": [4, 0, 2]})
+
+
+def test_smallest_rank_that_suffices_by_hand():
+    found = classes.minimal_ranks(
+        made_shares([[0.99, 0.2, 0.96], [0.951, 0.5, 0.949], [0.9, 0.96, 0.9], [0.9, 0.1, 0.2]])
+    )
+    assert found.tolist() == [2, 4, 0, np.inf]
+
+
+def test_shares_are_of_backpropagations_accuracy_above_chance(results):
+    found, config = results["classes"], TINY["classes"]
+    test = found.test_accuracy.sel(seed=1)
+    by_hand = (test.sel(cell="3 classes / low-rank r=3") - 1 / 3) / (
+        test.sel(cell="3 classes / backpropagation") - 1 / 3
+    )
+    assert float(classes.shares(found, config)[3].sel(rank=3, seed=1)) == pytest.approx(float(by_hand), rel=1e-12)
+    assert classes.shares(found, config)[10]["rank"].values.tolist() == [0, 1, 3]
+    smallest = {number: np.median(classes.minimal_ranks(one)) for number, one in classes.shares(found, config).items()}
+    assert smallest[3] < smallest[10]
+    assert float(classes.shares(found, config)[3].sel(rank=3).min()) > 0.9
+
+
+def test_seeds_that_no_rank_suffices_for_are_shown_and_not_in_the_checks(results):
+    config, found = TINY["classes"], results["classes"]
+    low = found.assign(test_accuracy=found.test_accuracy.where(~found.cell.isin(["10 classes / low-rank r=3"]), 0.2))
+    assert "smallest rank that suffices, 10 classes" not in classes.checks(low, config)
+    assert "smallest rank that suffices, 3 classes" in classes.checks(low, config)
+    shapes = [line.get_marker() for line in classes.plot(low, config).axes[1].lines]
+    assert shapes.count("^") == 1
+
+
+def test_incomplete_cifar100_is_refused_or_labelled(results, monkeypatch):
+    from linfb import datasets
+
+    images = np.zeros((400, 2, 2, 3), np.uint8)
+    labels = np.arange(400) % 100
+    part = datasets.Dataset("cifar100-subset", images, labels, images, labels, tuple(map(str, range(100))))
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, root: part)
+    with pytest.raises(
+        ValueError, match="all of CIFAR-100, 500 training images a class, but the folder holds 4 a class"
+    ):
+        classes.simulate(classes.CONFIGS["paper"], HERE)
+    assert classes.images_of(classes.CONFIGS["cpu"], HERE) is part
+
+    def titles(found):
+        return [axes.get_title() for axes in classes.plot(found, TINY["classes"]).axes]
+
+    whole = results["classes"]
+    assert titles(whole) == ["digits", ""]
+    assert titles(whole.assign(incomplete=~whole.incomplete))[1] == "trend only"
+
+
+def test_classes_on_other_images():
+    quick = classes.on_data(classes.CONFIGS["quick"], "mnist")
+    assert (quick.data, quick.train) == ("mnist", 4000)
+    with pytest.raises(ValueError, match="data must be CIFAR-100"):
+        classes.on_data(classes.CONFIGS["paper"], "mnist")
+    assert constrained.on_data(constrained.CONFIGS["paper"], "mnist").epochs == 160
+    assert constrained.on_data(constrained.CONFIGS["quick"], "cifar10").train == 4000
+
+
+def test_augmentations_by_their_names():
+    from linfb.datasets import RandomFlip, RandomRotation
+
+    assert _training.augmentations(("flip", "rotation 10")) == (RandomFlip(), RandomRotation(10.0))
 
 
 def test_networks_learn_and_choose_rates_on_validation(results):
@@ -397,7 +548,7 @@ def test_every_rule_of_networks_fits_its_network(preset):
             assert (rule.reader.on, rule.reader.covariance) == ("labels", "normalised")
         assert getattr(optimisers, setting.optimizer)(1e-3, weight_decay=setting.weight_decay).learning_rate == 1e-3
         assert 0 < getattr(schedules, setting.schedule[0])(*setting.schedule[1:])(setting.epochs - 1) <= 1
-        assert len(networks._augmentations(setting.augment)) == len(setting.augment)
+        assert len(_training.augmentations(setting.augment)) == len(setting.augment)
 
 
 def test_networks_on_other_images():
@@ -658,6 +809,7 @@ def test_provenance_is_complete(call, tmp_path):
         assert part["seconds"] >= 0
         assert part["from_cache"] is False
         assert part["device"] == platform.machine()
+    assert record["paper"] is None
     assert record["checks"]["share of runs whose count is as theory says"] > 0.5
     assert str(tmp_path) not in json.dumps(record)
     assert str(ROOT) not in json.dumps(record)
