@@ -9,7 +9,7 @@ import linfb
 
 DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent))  # for the words of the benchmarks' record
-GALLERY = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "language")
+GALLERY = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "receptive_fields", "language")
 
 project = "linfb"
 author = "The linfb developers"

@@ -20,7 +20,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
-NAMES = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "language")
+NAMES = ("modes", "rank", "threshold", "learning_times", "mlp", "networks", "receptive_fields", "language")
 """All figures, in the order in which they are made."""
 
 

@@ -238,7 +238,7 @@ def _best_difference(field: np.ndarray) -> tuple[float, float]:
     def fitted(place: np.ndarray) -> tuple[np.ndarray, float, float]:
         logs = np.sort(place[2:])
         down, across = (_gaussian(axis - at, np.exp(logs)) for axis, at in ((rows, place[0]), (columns, place[1])))
-        overlap = np.einsum("kr,rc,kc->k", down, field, across)
+        overlap = np.sum((down @ field) * across, axis=1)
         gram = (down @ down.T) * (across @ across.T)
         centre, surround = _amplitudes(overlap[0], overlap[1], gram[0, 0], gram[0, 1], gram[1, 1])
         rest = field - centre * np.outer(down[0], across[0]) - surround * np.outer(down[1], across[1])
