@@ -109,7 +109,7 @@ def _names(context: click.Context, parameter: click.Parameter, value: tuple[str,
 @click.argument("names", nargs=-1, callback=_names)
 @click.option("--preset", type=click.Choice(["quick", "cpu", "paper"]), default="quick", show_default=True)
 @click.option("--device", type=click.Choice(["cpu", "gpu"]), default="cpu", show_default=True)
-@click.option("--data", type=click.Choice(DATA), help="Images of the figures mlp and networks.")
+@click.option("--data", type=click.Choice(DATA), help="Images of the figures mlp, networks and receptive_fields.")
 @click.option("--data-root", type=click.Path(exists=True, file_okay=False), help="Folder of image data [LINFB_DATA].")
 @click.option("--force", is_flag=True, help="Simulate again even what is cached.")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes [one per core].")

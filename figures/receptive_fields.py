@@ -87,7 +87,7 @@ def _cells(ranks: Sequence[int], nerves: Sequence[int]) -> tuple[str, ...]:
 PARTS = "cells"
 CONFIGS = {
     "quick": Config(
-        _cells((1, 2, 8), (2, 8)), zoom=2, width=8, size=5, ventral=1, dense=32, dropout=0.0, epochs=5,
+        _cells((1, 2, 8), (2, 8)), zoom=2, width=8, size=5, ventral=1, dense=32, dropout=0.0, epochs=4,
         batch_size=32, learning_rate=2e-3, samples=40,
     ),
     "cpu": Config(

@@ -42,8 +42,8 @@ class CentreSurround(NamedTuple):
     explained : numpy.ndarray, shape (...)
         Share of the field that the best difference of Gaussians explains, from 0 to 1.
     surround : numpy.ndarray, shape (...)
-        Volume of its surround over that of its centre, :math:`a_s\sigma_s^2/a_c\sigma_c^2`: 0 for a Gaussian alone,
-        1 where they cancel each other.
+        How much of one Gaussian's volume, :math:`a\sigma^2`, the other cancels: the smaller volume over the larger, 0
+        for a Gaussian alone, 1 for a field that does not see uniform light.
     """
 
     explained: np.ndarray
@@ -227,7 +227,7 @@ def centre_surround(fields: Any) -> CentreSurround:
 
 
 def _best_difference(field: np.ndarray) -> tuple[float, float]:
-    """Return the share explained by the best difference of Gaussians, and the volume of its surround."""
+    """Return the share explained by the best difference of Gaussians, and how much of it cancels."""
     from scipy.optimize import least_squares
 
     rows, columns = (np.arange(float(size)) for size in field.shape)
@@ -242,14 +242,15 @@ def _best_difference(field: np.ndarray) -> tuple[float, float]:
         gram = (down @ down.T) * (across @ across.T)
         centre, surround = _amplitudes(overlap[0], overlap[1], gram[0, 0], gram[0, 1], gram[1, 1])
         rest = field - centre * np.outer(down[0], across[0]) - surround * np.outer(down[1], across[1])
-        volume = -surround * np.exp(2 * (logs[1] - logs[0])) / centre if centre else 0.0
-        return rest.ravel(), float(np.sum(rest**2)), float(volume)
+        volumes = np.abs([centre, surround]) * np.exp(2 * logs)
+        return rest.ravel(), float(np.sum(rest**2)), float(volumes.min() / max(volumes.max(), np.finfo(float).tiny))
 
     start = _first_guess(field, rows, columns, np.geomspace(0.6, max(field.shape) / 2, _WIDTHS))
-    best = least_squares(lambda place: fitted(place)[0], np.clip(start, *bounds), bounds=bounds, xtol=1e-8, ftol=1e-8)
+    settings: dict[str, Any] = {"bounds": bounds, "xtol": 1e-6, "ftol": 1e-6, "max_nfev": 50}
+    best = least_squares(lambda place: fitted(place)[0], np.clip(start, *bounds), **settings)
     places = [start, best.x]
-    _, left, volume = min((fitted(place) for place in places), key=lambda found: found[1])
-    return float(np.clip(1 - left / total, 0.0, 1.0)), volume
+    _, left, cancelled = min((fitted(place) for place in places), key=lambda found: found[1])
+    return float(np.clip(1 - left / total, 0.0, 1.0)), cancelled
 
 
 def _gaussian(distance: np.ndarray, widths: np.ndarray) -> np.ndarray:
