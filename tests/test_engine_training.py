@@ -1,6 +1,7 @@
 """The training loop: what it reports, that it repeats and resumes to the bit, and how it stops."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import array_api_strict
