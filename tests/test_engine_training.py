@@ -1,6 +1,7 @@
 """The training loop: what it reports, that it repeats and resumes to the bit, and how it stops."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import array_api_strict
@@ -173,6 +174,24 @@ def test_divergence_names_where_and_keeps_what_was_before():
     assert isinstance(caught.value, FloatingPointError)
     assert caught.value.partial.sizes["epoch"] == 2
     assert np.all(np.isfinite(caught.value.partial.train_loss))
+
+
+@dataclass(frozen=True)
+class Bomb:
+    """A schedule whose rate explodes in one epoch."""
+
+    at: int
+
+    def __call__(self, epoch):
+        return 1e200 if epoch == self.at else 1.0
+
+
+def test_divergence_is_told_with_a_checkpoint_and_again_from_it(tmp_path):
+    bomb = Bomb(2)
+    for _ in range(2):
+        with pytest.raises(DivergenceError, match=r"epoch 2, step \d+") as caught:
+            run(epochs=5, optimizer=sgd(0.1), schedule=bomb, checkpoint=tmp_path)
+        assert caught.value.partial.sizes["epoch"] == 2
 
 
 def test_a_failed_write_leaves_the_old_checkpoint(tmp_path, monkeypatch):

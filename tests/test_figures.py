@@ -32,6 +32,7 @@ from figures import (
     modes,
     networks,
     rank,
+    receptive_fields,
     threshold,
 )  # fmt: skip
 from linfb import rules
@@ -83,6 +84,10 @@ TINY = {
         retina=networks.Training(
             {"width": 4, "bottleneck": 4, "size": 3, "ventral": 1, "dense": 16, "dropout": 0.0}, 4, 2, 10, (1e-2, 1e-6)
         ),
+    ),
+    "receptive_fields": receptive_fields.Config(
+        cells=("feedback of 1", "nerve of 2"), seeds=(0, 1), train=200, validation=100, width=4, size=3, ventral=1,
+        dense=16, dropout=0.0, epochs=1, batch_size=20, learning_rate=5e-3, samples=8,
     ),
     "language": language.Config(
         cells=(*language.FULL, "low-rank r=1", "low-rank r=4", "direct low-rank r=4"), seeds=(0,), characters=8000,
@@ -557,6 +562,76 @@ def test_networks_on_other_images():
     assert (quick.data, quick.train, quick.validation) == ("mnist", 2000, 500)
     paper = networks.on_data(networks.CONFIGS["paper"], "mnist")
     assert (paper.data, paper.train) == ("mnist", None)
+
+
+@pytest.mark.parametrize("preset", receptive_fields.CONFIGS)
+def test_only_the_way_into_the_retina_is_narrow(preset):
+    config = receptive_fields.CONFIGS[preset]
+    for cell in config.cells:
+        kind, _, number = cell.partition(" of ")
+        model, rule = receptive_fields.model_of(cell, (32, 32, 1), 10, config), receptive_fields.rule_of(cell)
+        into = model.layers[model.kernels[2]].kernel_shape
+        if kind == "nerve":
+            assert into[-1] == int(number) <= config.width
+            assert rule.name == "backpropagation"
+        else:
+            assert into[-1] == config.width == into[0] >= int(number)
+            assert (rule.rank, rule.layers, rule.mirror.name) == (int(number), (2,), "kolen_pollack")
+        sides = [receptive_fields.side_of(k, model, config) for k in (1, 2)]
+        assert sides == {5: [9, 13], 9: [17, 25]}[config.size]
+
+
+def test_receptive_fields_are_those_of_the_chosen_weights(results):
+    from linfb.engine import rmsprop, train
+    from linfb.engine.schedules import Exponential
+    from linfb.observables import centre_surround, orientedness
+
+    config, found = TINY["receptive_fields"], results["receptive_fields"]
+    splits = receptive_fields.images(config, HERE)
+    model = receptive_fields.model_of("nerve of 2", splits.shape, splits.n_classes, config)
+    rule = receptive_fields.rule_of("nerve of 2")
+    weights, accuracy = receptive_fields.learned(splits, model, rule, 1, config, HERE)
+    run = train(
+        splits, model, rule, epochs=1, batch_size=20, optimizer=rmsprop(5e-3, weight_decay=1e-4),
+        schedule=Exponential(0.975), seed=1, progress=False,
+    )  # fmt: skip
+    assert accuracy == float(run.test_accuracy.sel(weights="chosen"))
+    nerve = found.sel(cell="nerve of 2", seed=1)
+    assert float(nerve.test_accuracy) == accuracy
+    for k, layer in enumerate(receptive_fields.LAYERS, start=1):
+        fields = receptive_fields.fields_of(weights, k, model, config)
+        side = 2 * k + 3
+        assert fields.shape == ((2, 4)[k - 1], side, min(side, 7))
+        here = nerve.sel(layer=layer)
+        for i, field in enumerate(fields):
+            if field.any():
+                np.testing.assert_allclose(here.ratio[i], orientedness(field).ratio, rtol=1e-6)
+                np.testing.assert_allclose(here.explained[i], centre_surround(field).explained, rtol=1e-6)
+            else:
+                assert np.isnan(here.ratio[i])
+        assert int(here.empty) + int(np.isfinite(here.ratio).sum()) == len(fields)
+    assert np.isfinite(found.noise_ratio).all()
+    assert (np.abs(found.field).max(("row", "column")) <= 1).all()
+
+
+def test_receptive_fields_of_runs_that_diverge_are_missing():
+    config = replace(TINY["receptive_fields"], cells=("feedback of 1",), learning_rate=1e30)
+    found = receptive_fields.simulate(config, HERE)
+    assert np.isnan(found.test_accuracy).all()
+    assert np.isnan(found.ratio).all()
+    checks = receptive_fields.checks(found, config)
+    assert checks == {f"{layer}: units without a field": 8.0 for layer in receptive_fields.LAYERS}
+    receptive_fields.plot(found, config)
+
+
+def test_receptive_fields_on_other_images():
+    quick = receptive_fields.CONFIGS["quick"]
+    assert receptive_fields.on_data(quick, "digits") == quick
+    other = receptive_fields.on_data(quick, "mnist")
+    assert (other.data, other.zoom, other.train) == ("mnist", 1, 2000)
+    paper = receptive_fields.on_data(receptive_fields.CONFIGS["paper"], "mnist")
+    assert (paper.data, paper.train) == ("mnist", None)
+    assert receptive_fields.images(replace(quick, train=50, validation=50), HERE).shape == (16, 16, 1)
 
 
 def test_language_learns_more_than_single_characters(results):

@@ -7,15 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from linfb._checks import integer
 from linfb.backend import Key, to_numpy
 from linfb.engine.backward import Backward, backward
-from linfb.engine.models import Model, forward
+from linfb.engine.models import Model, forward, is_mark
 from linfb.observables import measures
 from linfb.rules import Channel, Rule, backpropagation
 
 __all__ = [
-    "OBSERVABLES", "Snapshot", "alignment", "captured_energy", "mirror_alignment", "mirror_stability", "snapshot",
-    "subspace_distance", "update_rank",
+    "OBSERVABLES", "Snapshot", "alignment", "captured_energy", "mirror_alignment", "mirror_stability",
+    "receptive_fields", "snapshot", "subspace_distance", "update_rank",
 ]  # fmt: skip
 
 
@@ -183,6 +184,68 @@ def mirror_stability(view: Snapshot) -> np.ndarray:
     return np.array(
         [np.nan, *(np.nan if p is None else float(np.linalg.eigvals(p[0] @ p[1].T).real.min()) for p in pairs)]
     )
+
+
+def receptive_fields(model: Model, weights: Any, layer: int) -> np.ndarray:
+    r"""Return the gradient, with respect to a blank image, of the response of each channel's unit in the middle.
+
+    .. math:: F_c = \frac{\partial y_{c,\,\text{middle}}}{\partial x}\Big|_{x = 0}
+
+    Errors go back through all layers' true Jacobians, whatever the rule. Rectifiers below that are closed at the blank
+    image let nothing through; a channel whose ways are all closed has a field of zeros.
+
+    Parameters
+    ----------
+    model : Model
+        Of images.
+    weights : tuple
+        One entry per layer, on the host.
+    layer : int
+        Which of the model's layers has the units; ``model.kernels[1]`` takes the second convolution before its
+        rectifier.
+
+    Returns
+    -------
+    numpy.ndarray, shape (channel, *model.shape)
+        In the precision of the weights.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such layer, it is no layer of images, or one up to it does in training what it does not do later.
+
+    Notes
+    -----
+    The middle of an image of even height is the first row of its lower half, and so for columns. The blank image is the
+    mean one of standardised data. ``tests/test_receptive_fields.py`` has finite differences.
+
+    References
+    ----------
+    :cite:t:`lindsey2019`
+
+    Examples
+    --------
+    >>> from linfb.engine import retina
+    >>> from linfb.engine.models import initial_weights
+    >>> model = retina((16, 16, 1), 10, width=4, size=3)
+    >>> fields = receptive_fields(model, initial_weights(model, 0), model.kernels[0])
+    >>> fields.shape, np.abs(fields[0, ..., 0]).max(axis=0).nonzero()[0]
+    ((4, 16, 16, 1), array([7, 8, 9]))
+    """
+    stop = integer("layer", layer, at_least=model.kernels[0], at_most=len(model.layers) - 1) + 1
+    if noisy := [one for one in model.layers[:stop] if hasattr(one, "evaluate")]:
+        raise ValueError(f"layer {layer} is above {noisy[0]}, which has another Jacobian in training than later")
+    part, first = Model(model.layers[:stop], model.shape), weights[model.kernels[0]]
+    *positions, channels = part.shapes[-1]
+    if len(model.shape) != 3 or len(positions) != 2:
+        raise ValueError(f"layer {layer} has outputs of shape {part.shapes[-1]}, which are no images of channels")
+    caches = forward(part, weights, np.zeros((channels, *model.shape), first.dtype))[1]
+    delta = np.zeros((channels, *part.shapes[-1]), first.dtype)
+    delta[:, positions[0] // 2, positions[1] // 2] = np.eye(channels)
+    aside: list[Any] = []
+    for one, w, cache in reversed(list(zip(part.layers, weights, caches, strict=False))):
+        delta = one.back(delta, aside, False) if is_mark(one) else one.pull(w, cache, delta)
+    return delta
 
 
 OBSERVABLES: dict[str, Callable[[Snapshot], np.ndarray]] = {

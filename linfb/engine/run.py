@@ -164,7 +164,7 @@ class Progress:
     def states(self) -> list[State]:
         """Return the state of every run by itself."""
         if not self.group.leading:
-            return [self.state]
+            return [self.state for _ in self.records]
         return [of_run(self.state, r, record.ranks) for r, record in enumerate(self.records)]
 
 
