@@ -38,7 +38,7 @@ class Folders:
 def list_figures() -> None:
     """Print every figure with the first line of its description."""
     for name in NAMES:
-        click.echo(f"{name:16s}{(load(name).__doc__ or '').strip().splitlines()[0]}")
+        click.echo(f"{name:18s}{(load(name).__doc__ or '').strip().splitlines()[0]}")
 
 
 def make(

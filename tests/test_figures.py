@@ -929,7 +929,7 @@ def test_a_checkout_is_clean_but_for_what_figures_make(tmp_path):
         (["mlp", "--data-root", "/no/such/folder"], "does not exist"),
         (["modes", "--jobs", "0"], "--jobs"),
         (["modes", "--preset", "cpu"], "modes has no preset 'cpu'; it has quick, paper"),
-        (["mlp", "--set", "epoch=3"], "mlp has no field 'epoch'; its fields are 'cells', 'seeds', 'data'"),
+        (["mlp", "--set", "epoch=3"], "mlp has no field 'epoch'; its fields are 'seeds'"),
         (["mlp", "modes", "--set", "epochs=3"], "modes has no field 'epochs'"),
         (["mlp", "--set", "epochs=three"], "epochs must be a whole number, got 'three'"),
         (["mlp", "--set", "seeds=0,one"], "seeds[1] must be a whole number, got 'one'"),
