@@ -14,8 +14,8 @@ beside them. Units whose ways are all closed at a blank image have no field; the
 
 **Theory** says nothing exact. In :cite:t:`lindsey2019` a narrow *forward* nerve makes the retina's fields
 centre-surround and those of the ventral stream oriented, and without it both are oriented; :cite:t:`hanut2025`
-asks, with pictures, whether a narrow way *back* does so as well. Then ratios in the retina should fall below, and the share
-explained rise above, those of noise where the channel or the nerve is narrow, and not where they are wide.
+asks, with pictures, whether a narrow way *back* does so as well. Then ratios in the retina should fall below, and the
+share explained rise above, those of noise where the channel or the nerve is narrow, and not where they are wide.
 
 **What is seen** (quick preset: scikit-learn's digits enlarged to 16 x 16 pixels, kernels of 5 x 5, 8 channels, four
 epochs, two seeds). It shows that the measurements work, and cannot decide what the paper asks: strokes are no natural
