@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from linfb import Rule
 
 FULL = ("backpropagation", "Kolen-Pollack", "feedback alignment", "DFA", "zero feedback")
-READERS = ("fixed P", "Oja")
+READERS = ("fixed P", "Oja", "P only")
 CHANCE = 0.1
 _LINES = {
     "backpropagation": "BP",
@@ -44,18 +44,24 @@ _LINES = {
 }
 
 
-def _cells(ranks: tuple[int, ...]) -> tuple[str, ...]:
-    return FULL + tuple(f"{reader} r={rank}" for reader in READERS for rank in ranks)
+def _cells(ranks: tuple[int, ...], of_p_only: tuple[int, ...] = ()) -> tuple[str, ...]:
+    """Return all rules without a channel, both readers at all ranks, and P alone at some."""
+    swept = tuple(f"{reader} r={rank}" for rank in ranks for reader in ("Oja", "fixed P"))
+    return FULL + swept + tuple(f"P only r={rank}" for rank in of_p_only)
+
+
+def _rank(cell: str) -> int:
+    return int(cell.partition("=")[2])
 
 
 @dataclass(frozen=True)
 class Config:
     """Settings of the figure; a cell is a rule, with its rank where it has a channel.
 
-    The first `choosing_seeds` seeds choose the learning rate; the others run at the chosen one only.
+    The first `choosing_seeds` seeds choose the learning rate, in `choosing_epochs` (None: all) epochs.
     """
 
-    cells: tuple[str, ...] = _cells((1, 2, 3, 5, 10))
+    cells: tuple[str, ...] = _cells((1, 2, 3, 5, 10), (1, 2, 3, 5, 10))
     seeds: tuple[int, ...] = (0, 1, 2)
     data: str = "digits"
     widths: tuple[int, ...] = (64, 64, 64)
@@ -67,6 +73,7 @@ class Config:
     train: float | int | None = None
     validation: float = 0.2
     choosing_seeds: int = 3
+    choosing_epochs: int | None = None
 
 
 PARTS = "cells"
@@ -79,12 +86,12 @@ QUICK = {
 CONFIGS = {
     "quick": QUICK["digits"],
     "cpu": Config(
-        cells=_cells((1, 2, 10, 64)), data="cifar10", widths=(512,) * 3, epochs=4, batch_size=128, weight_decay=0.0,
-        learning_rates=(6e-5, 2e-4, 6e-4, 2e-3, 6e-3, 2e-2), validation=0.1, choosing_seeds=1,
+        cells=_cells((10, 2, 64, 1, 5, 16), (10, 2, 64)), data="cifar10", widths=(512,) * 3, epochs=20, batch_size=128,
+        weight_decay=0.0, learning_rates=(2e-4, 6e-4, 2e-3, 6e-3), validation=0.1, choosing_seeds=1, choosing_epochs=4,
     ),
     "paper": Config(
-        cells=_cells((1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 32, 64)), data="cifar10", widths=(512,) * 3, epochs=160,
-        learning_rates=(3e-4, 6e-4, 1.2e-3), validation=0.1,
+        cells=_cells((1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 32, 64), (2, 10, 64)), data="cifar10", widths=(512,) * 3,
+        epochs=160, learning_rates=(3e-4, 6e-4, 1.2e-3), validation=0.1,
     ),
 }  # fmt: skip
 
@@ -97,12 +104,13 @@ def on_data(config: Config, data: str) -> Config:
 def rule_of(cell: str) -> Rule:
     """Return the rule behind a cell's name."""
     from linfb import rules
-    from linfb.rules import readers
+    from linfb.rules import mirrors, readers
 
     name, _, rank = cell.partition(" r=")
     if name in READERS:
         reader = readers.Fixed() if name == "fixed P" else readers.Oja(on="labels", covariance="normalised")
-        return rules.low_rank(int(rank), reader=reader)
+        mirror = mirrors.Fixed() if name == "P only" else mirrors.KolenPollack()
+        return rules.low_rank(int(rank), reader=reader, mirror=mirror)
     return {
         "backpropagation": rules.backpropagation,
         "Kolen-Pollack": rules.kolen_pollack,
@@ -129,39 +137,38 @@ def _one_cell(cell: str, splits: Any, config: Config, resources: Resources) -> x
     from linfb.engine import Exponential, amsgrad, grid, mlp, train_ensemble
 
     model = mlp(splits.train.x.shape[1], config.widths, splits.n_classes)
-    shape = (len(config.learning_rates), len(config.seeds))
-    validation, test, epoch = np.full(shape, np.nan), np.full(shape, np.nan), np.full(shape, np.nan)
 
-    def run(rates: slice, seeds: slice) -> None:
-        optimizers = [
-            amsgrad(rate, weight_decay=config.weight_decay, decay="decoupled") for rate in config.learning_rates[rates]
-        ]
-        if not (members := grid(rule_of(cell), optimizers, seeds=config.seeds[seeds])):
-            return
+    def run(rates: tuple[float, ...], seeds: tuple[int, ...], epochs: int) -> xr.Dataset:
+        optimizers = [amsgrad(rate, weight_decay=config.weight_decay, decay="decoupled") for rate in rates]
         result = train_ensemble(
-            splits, model, members, epochs=config.epochs, batch_size=config.batch_size,
+            splits, model, grid(rule_of(cell), optimizers, seeds=seeds), epochs=epochs, batch_size=config.batch_size,
             schedule=Exponential(config.lr_decay), device=resources.device, progress=False, name=config.data,
         )  # fmt: skip
-        for table, values in (
-            (validation, result.validation_accuracy.max("epoch")),
-            (test, result.test_accuracy.sel(weights="chosen")),
-            (epoch, result.chosen_epoch),
-        ):
-            table[rates, seeds] = values.values.reshape(len(optimizers), -1)
+        found = {
+            "validation": result.validation_accuracy.max("epoch"),
+            "test": result.test_accuracy.sel(weights="chosen"),
+            "chosen_epoch": result.chosen_epoch,
+        }
+        table = {
+            name: (("learning_rate", "seed"), one.values.reshape(len(rates), len(seeds))) for name, one in found.items()
+        }
+        return xr.Dataset(table, coords={"learning_rate": list(rates), "seed": list(seeds)})
 
-    choosing = min(config.choosing_seeds, len(config.seeds))
-    run(slice(None), slice(choosing))
-    means = validation[:, :choosing].mean(axis=1)
-    best = int(np.argmax(np.where(np.isnan(means), -np.inf, means)))
-    run(slice(best, best + 1), slice(choosing, None))
+    choosing = config.choosing_epochs or config.epochs
+    tried = run(config.learning_rates, config.seeds[: config.choosing_seeds], choosing)
+    rate = float(tried.validation.mean("seed", skipna=False).fillna(-np.inf).idxmax("learning_rate"))
+    known = tried.seed.values.tolist() if choosing == config.epochs else []
+    final = [tried.sel(learning_rate=rate, seed=known)]
+    if missing := tuple(seed for seed in config.seeds if seed not in known):
+        final.append(run((rate,), missing, config.epochs).sel(learning_rate=rate))
+    chosen = xr.concat(final, dim="seed").drop_vars("learning_rate")
     return xr.Dataset(
         {
-            "validation": (("learning_rate", "seed"), validation),
-            "test": ("seed", test[best]),
-            "chosen_epoch": ("seed", epoch[best]),
-            "chosen_rate": config.learning_rates[best],
-        },
-        coords={"learning_rate": list(config.learning_rates), "seed": list(config.seeds)},
+            "validation": tried.validation.rename(seed="choosing_seed"),
+            "test": chosen.test,
+            "chosen_epoch": chosen.chosen_epoch,
+            "chosen_rate": rate,
+        }
     ).expand_dims(cell=[cell])
 
 
@@ -176,9 +183,12 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     figure = new_figure(PAGE, 2.9)
     swept, full = figure.subplots(1, 2, sharey=True, width_ratios=(1.15, 1))
     error = (1 - results.test).clip(1e-3)
-    by_reader = {reader: [cell for cell in config.cells if cell.startswith(f"{reader} r=")] for reader in READERS}
+    by_reader = {
+        reader: sorted((cell for cell in config.cells if cell.startswith(f"{reader} r=")), key=_rank)
+        for reader in READERS
+    }
     for colour, (reader, cells) in zip(COLOURS, by_reader.items(), strict=False):
-        ranks = [int(cell.partition("=")[2]) for cell in cells]
+        ranks = [_rank(cell) for cell in cells]
         if ranks:
             curves(swept, ranks, error.sel(cell=cells).transpose("seed", "cell"), colour, label=f"{reader}, rank r")
             swept.set_xscale("log", base=2)
