@@ -71,6 +71,8 @@ def pictured(picture: Path) -> str:
     caption = f"Preset {told['preset']}, on {', '.join(devices)}, commit ``{str(told['git']['commit'])[:10]}``."
     if (record := DOCS.parent / "figures" / "results" / f"{picture.stem}.nc").exists():
         caption += f" Drawn from the record ``{record.relative_to(DOCS.parent)}``."
+    else:
+        caption += " Its numbers are not in the record; its settings are those that the preset had at that commit."
     return f".. figure:: {source}\n   :alt: Figure {picture.stem}\n   :target: {source}\n\n   {caption}"
 
 

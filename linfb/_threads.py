@@ -245,7 +245,7 @@ def rows(x: Any, matrix: Any) -> Any:
         return result.reshape(*x.shape[:-1], matrix.shape[1])
 
     size = MANY_ROWS if many else ROWS
-    if not many and ROWS * matrix.size > SMALL:
+    if not many and ROWS * matrix.size > SMALL:  # with less, BLAS may have another way for few rows than for many
         whole = n // (2 * ROWS) * (2 * ROWS)
         _pieces(flat[:whole], matrix, result[:whole], 2 * ROWS)
     else:
