@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from figures import NAMES, PRESETS, _record, load
-from figures._run import Part, Resources, checks_of, draw, fill, joined, parts_of, provenance, write_record
+from figures._run import Part, Resources, checks_of, draw, drawn_from, fill, joined, parts_of, provenance, write_record
 from figures._variants import Variant, variant
 from linfb.cli import pairs
 from linfb.experiments import Store
@@ -43,12 +44,12 @@ def list_figures() -> None:
 
 def make(
     variants: Sequence[Variant], resources: Resources, folders: Folders, *, jobs: int = 1, force: bool = False,
-    available: bool = False, record: bool = False,
+    available: bool = False, record: bool = False, apart: bool = False,
 ) -> list[str]:  # fmt: skip
     """Make figures and return the names of those that failed."""
     begin, failed = time.perf_counter(), []
     wanted = {one.name: one for one in variants}
-    waiting = {one.name: parts_of(one.name, one.config, resources) for one in variants}
+    waiting = {one.name: parts_of(one.name, one.config, resources, apart=apart) for one in variants}
 
     def say(text: str) -> None:
         click.echo(f"[{time.perf_counter() - begin:6.1f} s] {text}")
@@ -74,8 +75,8 @@ def make(
             if any("error" in part.record for part in ready[name]):
                 failed.append(name)
                 continue
-            finish(wanted[name], resources, ready[name], folders, record=record)
-            say(f"{name}: {folders.out / wanted[name].key}.pdf .png .json")
+            drawn = finish(wanted[name], resources, ready[name], folders, record=record)
+            say(f"{name}: {folders.out / wanted[name].key}.pdf .png .json{'' if drawn else ' as they were'}")
         except Exception as error:
             failed.append(name)
             report(name, error)
@@ -89,8 +90,11 @@ def _how(part: Part) -> str:
     return "from cache" if part.record["from_cache"] else f"simulated in {part.record['seconds']} s"
 
 
-def finish(one: Variant, resources: Resources, parts: list[Part], folders: Folders, *, record: bool) -> None:
-    """Draw a figure of the parts that are there, write its provenance and, if it is to be kept, its record."""
+def finish(one: Variant, resources: Resources, parts: list[Part], folders: Folders, *, record: bool) -> bool:
+    """Make a figure of the parts that are there, its provenance and, if it is to be kept, its record.
+
+    Returns whether it had to be drawn.
+    """
     there = [part for part in parts if part.dataset is not None]
     one = _record.without(one, [part.label for part in parts if part.dataset is None])
     results = joined(one.name, one.config, there)
@@ -98,20 +102,39 @@ def finish(one: Variant, resources: Resources, parts: list[Part], folders: Folde
     told = provenance(one, resources, there, checks)
     if record:
         _record.write(folders.results, one, results, told)
-    publish(one, results, told, folders)
+    drawn = publish(one, results, told, folders, anew=False)
     for key, value in checks.items():
         click.echo(f"             {key}: {value:.3g}")
+    return drawn
 
 
-def publish(one: Variant, results: xr.Dataset, told: Mapping[str, Any], folders: Folders) -> None:
-    """Write a figure and its provenance, and copy them to the gallery if there is one."""
-    draw(one, results, folders.out)
-    write_record(folders.out / f"{one.key}.json", {**told, "drawn": datetime.now(UTC).isoformat(timespec="seconds")})
+def publish(one: Variant, results: xr.Dataset, told: Mapping[str, Any], folders: Folders, *, anew: bool) -> bool:
+    """Write a figure and its provenance, copy them to the gallery if there is one, and return whether it was drawn.
+
+    Unless it is to be drawn `anew`, it is not if the pictures of the same results by the same code are there.
+    """
+    source = drawn_from(one, told["parts"])
+    drawn = None if anew else _drawn(folders.out, one.key, source)
+    if not drawn:
+        draw(one, results, folders.out)
+    told = {**told, "drawn": drawn or datetime.now(UTC).isoformat(timespec="seconds"), "drawn_from": source}
+    write_record(folders.out / f"{one.key}.json", told)
     if folders.gallery is not None:
         folders.gallery.mkdir(parents=True, exist_ok=True)
         for suffix in ("png", "json"):
             file = f"{one.key}.{suffix}"
             (folders.gallery / file).write_bytes((folders.out / file).read_bytes())
+    return not drawn
+
+
+def _drawn(folder: Path, key: str, source: str) -> str | None:
+    """Return when the pictures that are there were drawn, None if they are not all there or not from this source."""
+    try:
+        told = json.loads((folder / f"{key}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    pictures = all((folder / f"{key}.{suffix}").exists() for suffix in ("pdf", "png"))
+    return told["drawn"] if pictures and told.get("drawn_from") == source else None
 
 
 def redraw(variants: Sequence[Variant], folders: Folders) -> list[str]:
@@ -125,7 +148,7 @@ def redraw(variants: Sequence[Variant], folders: Folders) -> list[str]:
             click.echo(f"{one.key}: {error}", err=True)
             continue
         try:
-            publish(found, results, told, folders)
+            publish(found, results, told, folders, anew=True)
             click.echo(f"{folders.out / one.key}.pdf .png .json from the record")
         except Exception as error:
             failed.append(one.key)
@@ -176,6 +199,7 @@ def _variants(
 @click.option("--data-root", type=click.Path(exists=True, file_okay=False), help="Folder of image data [LINFB_DATA].")
 @click.option("--force", is_flag=True, help="Simulate again even what is cached.")
 @click.option("--available", is_flag=True, help="Simulate nothing: draw the parts that are cached, and name the rest.")
+@click.option("--apart", is_flag=True, help="Ranks of one rule are parts of their own: slower, but less is lost.")
 @click.option("--record", is_flag=True, help="Keep the numbers behind the figures, with provenance, in --results.")
 @click.option("--redraw", "from_record", is_flag=True, help="Simulate nothing: draw from the record in --results.")
 @click.option("--jobs", type=click.IntRange(1), default=os.cpu_count() or 1, help="Processes [one per core].")
@@ -187,8 +211,8 @@ def _variants(
 @click.option("--list", "listing", is_flag=True, help="List the figures and stop.")
 def main(
     names: tuple[str, ...], preset: str | None, settings: dict[str, str], device: str, data: str | None,
-    data_root: str | None, force: bool, available: bool, record: bool, from_record: bool, jobs: int, out: Path,
-    results: Path, gallery: Path | None, listing: bool,
+    data_root: str | None, force: bool, available: bool, apart: bool, record: bool, from_record: bool, jobs: int,
+    out: Path, results: Path, gallery: Path | None, listing: bool,
 ) -> None:  # fmt: skip
     """Make the named figures (all if none is named): PDF, PNG and a JSON of provenance for each.
 
@@ -200,7 +224,7 @@ def main(
         return
     folders = Folders(out, results, gallery)
     if from_record:
-        for option, given in {"--record": record, "--force": force, "--available": available}.items():
+        for option, given in {"--record": record, "--force": force, "--available": available, "--apart": apart}.items():
             if given:
                 raise click.UsageError(f"--redraw simulates nothing and does not go with {option}")
         failed = redraw(_variants(names, preset, data, settings, Store(results)), folders)
@@ -209,7 +233,7 @@ def main(
             raise click.UsageError("--force and --available exclude each other")
         failed = make(
             _variants(names, preset, data, settings, None), Resources(device, data_root), folders, jobs=jobs,
-            force=force, available=available, record=record,
+            force=force, available=available, record=record, apart=apart,
         )  # fmt: skip
     if failed:
         click.echo(f"failed: {', '.join(sorted(failed))}", err=True)

@@ -85,8 +85,8 @@ def without(variant: Variant, labels: Collection[str]) -> Variant:
         If no part is left.
     """
     split = load(variant.name).PARTS
-    parts = sweeps(getattr(variant.config, split))
-    kept = tuple(entry for label, entries in parts.items() if label not in labels for entry in entries)
+    entries = getattr(variant.config, split)
+    kept = tuple(one for one in entries if not {str(one), *sweeps([one])} & set(labels))
     if not kept:
         raise ValueError(f"no part of {variant.key} is there")
     return replace(variant, config=replace(variant.config, **{split: kept}), missing=tuple(labels))

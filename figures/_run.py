@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import math
@@ -56,21 +57,24 @@ class Part:
     record: dict[str, Any] = field(default_factory=dict)
 
 
-def sweeps(entries: Sequence[Any]) -> dict[str, tuple[Any, ...]]:
-    """Return entries by their names, those that differ in rank alone ("Oja r=1", "Oja r=2") under one ("Oja")."""
+def sweeps(entries: Sequence[Any], *, apart: bool = False) -> dict[str, tuple[Any, ...]]:
+    """Return entries by their names, those that differ in rank alone ("Oja r=1", "Oja r=2") under one ("Oja").
+
+    If they are to stay `apart`, every entry is one of its own.
+    """
     found: dict[str, tuple[Any, ...]] = {}
     for entry in entries:
-        label = str(entry).partition(" r=")[0]
+        label = str(entry) if apart else str(entry).partition(" r=")[0]
         found[label] = (*found.get(label, ()), entry)
     return found
 
 
-def parts_of(name: str, config: Any, resources: Resources) -> list[Part]:
-    """Return the units of a figure."""
+def parts_of(name: str, config: Any, resources: Resources, *, apart: bool = False) -> list[Part]:
+    """Return the units of a figure; ranks `apart` are slower together than one ensemble, and lose less if stopped."""
     split = load(name).PARTS
     return [
         Part(name, label, part, _cache.key_of(name, part, resources.device))
-        for label, entries in sweeps(getattr(config, split)).items()
+        for label, entries in sweeps(getattr(config, split), apart=apart).items()
         for part in [replace(config, **{split: entries})]
     ]
 
@@ -88,6 +92,7 @@ def compute(part: Part, resources: Resources, folder: Path) -> Part:
         "device": device_name(resources.device),
         "seconds": round(time.perf_counter() - start, 2),
         "computed": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git": git_state(besides=MADE),
     }
     Store(folder).write(part.key, dataset, record)
     return replace(part, dataset=dataset, record=record)
@@ -158,12 +163,16 @@ def _computed(
 
 
 def joined(name: str, config: Any, parts: Sequence[Part]) -> xr.Dataset:
-    """Join the parts of a figure along the dimension called after the field that is split (its name without s)."""
+    """Join the parts of a figure along the dimension called after the field that is split (its name without s).
+
+    Their entries come in the order of the sweeps in `config`, together or apart as the parts have them.
+    """
     import xarray as xr
 
     split = load(name).PARTS
-    by_label = {part.label: part.dataset for part in parts if part.dataset is not None}
-    ordered = [by_label[label] for label in sweeps(getattr(config, split))]
+    first = [entries[0] for entries in sweeps(getattr(config, split), apart=True).values()]
+    by_place = {first.index(getattr(part.config, split)[0]): part.dataset for part in parts}
+    ordered = [one for _, one in sorted(by_place.items()) if one is not None]
     return xr.concat(ordered, dim=split.removesuffix("s"), combine_attrs="drop", join="outer")
 
 
@@ -174,6 +183,19 @@ def draw(variant: Variant, results: xr.Dataset, folder: Path) -> None:
         stamp(figure, variant.words)
         write_atomically(folder / f"{variant.key}.pdf", _rendered(figure, "pdf", {"CreationDate": None}))
         write_atomically(folder / f"{variant.key}.png", _small(_rendered(figure, "png", {"Software": None})))
+
+
+def drawn_from(variant: Variant, parts: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return a hash of all that a picture depends on: results, the code that draws, and what is written above it."""
+    from importlib.metadata import version
+
+    content = {
+        "parts": [(label, part["key"], part["computed"]) for label, part in parts.items()],
+        "code": [_source.source_of(variant.name, ["plot"]), _source.source_of("_run", ["draw"])],
+        "words": variant.words,
+        "matplotlib": version("matplotlib"),
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def checks_of(variant: Variant, results: xr.Dataset) -> dict[str, float]:
@@ -204,7 +226,7 @@ def provenance(
     from importlib.metadata import version
 
     packages = ("matplotlib", "h5netcdf", "scikit-learn")
-    told = ("seconds", "computed", "device", "from_cache")
+    told = ("seconds", "computed", "device", "git", "from_cache")
     return {
         "figure": variant.name,
         "preset": variant.preset,

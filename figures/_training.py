@@ -68,6 +68,8 @@ def rule_without_channel(name: str) -> Rule:
     return {
         "backpropagation": rules.backpropagation,
         "Kolen-Pollack": rules.kolen_pollack,
+        "weight mirror": rules.weight_mirror,
+        "sign symmetry": rules.sign_symmetry,
         "feedback alignment": rules.feedback_alignment,
         "DFA": rules.direct_feedback_alignment,
         "zero feedback": rules.zero_feedback,

@@ -3,10 +3,10 @@ r"""What a nonlinear network on real images learns through narrow error channels
 A multilayer perceptron with three hidden layers (batch normalisation, ReLU) learns to classify images. All
 feedback between its layers runs through channels of rank r. Readers P are fixed ("Q only") or follow Oja's rule (on
 labels at the output, on errors below); mirrors Q learn as Kolen-Pollack has it, or are fixed ("P only"). Beside them
-the rules without a channel: backpropagation, Kolen-Pollack, feedback alignment and direct feedback alignment with
-full random matrices, and zero feedback, where no error reaches a hidden layer. Every rule and rank takes the
-learning rate with the best mean accuracy on validation images, from a small grid (the provenance file has the
-chosen ones); the epoch is chosen on validation too. Shown is the error on the test images.
+the rules without a channel: backpropagation, Kolen-Pollack, the weight mirror, the signs of the weights, feedback
+alignment and direct feedback alignment with full random matrices, and zero feedback, where no error reaches a hidden
+layer. Every rule and rank takes the learning rate with the best mean accuracy on validation images, from a small grid
+(the provenance file has the chosen ones); the epoch is chosen on validation too. Shown is the error on the test images.
 
 **Theory** says nothing exact about this network. From the linear one: rank 10, the number of classes, should be
 enough, and adaptive readers should do better than fixed ones below it.
@@ -33,14 +33,18 @@ if TYPE_CHECKING:
 
     from linfb import Rule
 
-FULL = ("backpropagation", "Kolen-Pollack", "feedback alignment", "DFA", "zero feedback")
+FULL = (
+    "backpropagation", "Kolen-Pollack", "weight mirror", "sign symmetry", "feedback alignment", "DFA", "zero feedback",
+)  # fmt: skip
 READERS = ("fixed P", "Oja", "P only")
 CHANCE = 0.1
 _LINES = {
     "backpropagation": "BP",
     "feedback alignment": "FA",
     "Kolen-Pollack": "Kolen-\nPollack",
-    "zero feedback": "zero\nfeedback",
+    "weight mirror": "weight\nmirror",
+    "sign symmetry": "sign\nsymm.",
+    "zero feedback": "zero\nfb.",
     "fixed P": "Q only (fixed P)",
     "Oja": "Q and P (Oja)",
     "P only": "P only (fixed Q)",
@@ -134,7 +138,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
             swept.axhline(level, color=GREY, linewidth=0.9, linestyle=line, label=f"{cell}, median")
     full_rank = [cell for cell in FULL if cell in config.cells]
     for place, cell in enumerate(full_rank):
-        strip(full, place, error.sel(cell=cell).values, COLOURS[(3 + place) % len(COLOURS)])
+        strip(full, place, error.sel(cell=cell).values, GREY)
     full.set_xticks(range(len(full_rank)), [_LINES.get(cell, cell) for cell in full_rank])
     for axes in (swept, full):
         axes.axhline(1 - CHANCE, color=GREY, linewidth=0.9, linestyle=":", label="chance")

@@ -811,6 +811,44 @@ def test_second_run_comes_from_the_cache_and_force_does_not(call, tmp_path):
     assert call("--force")[1] == [0.3, 0.7]
 
 
+def test_only_what_changed_is_drawn_again(call, tmp_path, monkeypatch, written):
+    def drawn() -> int:
+        written.clear()
+        assert call()[1] == []
+        return len(written)
+
+    call()
+    for suffix in ("pdf", "png"):
+        (tmp_path / f"threshold-quick.{suffix}").write_bytes(b"a picture")  # which `written` does not make
+    assert drawn() == 0
+    (tmp_path / "threshold-quick.pdf").unlink()
+    assert drawn() == 1
+    (tmp_path / "threshold-quick.pdf").write_bytes(b"a picture")
+    told = (tmp_path / "threshold-quick.json").read_text()
+    assert drawn() == 0
+    assert json.loads((tmp_path / "threshold-quick.json").read_text()) == json.loads(told)
+    (tmp_path / "threshold-quick.json").write_text("{")
+    assert drawn() == 1
+    source_of = _source.source_of
+    label = {True: "a label", False: ""}
+    monkeypatch.setattr(_source, "source_of", lambda name, some: source_of(name, some) + label["plot" in some])
+    assert (drawn(), drawn()) == (1, 0)
+    assert call("--force")[1] == [0.3, 0.7]
+    assert len(written) == 1
+
+
+def test_ranks_apart_are_parts_of_their_own():
+    config = mlp.Config(cells=("Oja r=2", "DFA", "Oja r=1"))
+    parts = _run.parts_of("mlp", config, HERE, apart=True)
+    assert [(part.label, part.config.cells) for part in parts] == [(cell, (cell,)) for cell in config.cells]
+    assert {part.key for part in parts}.isdisjoint(part.key for part in _run.parts_of("mlp", config, HERE)[:1])
+    made = [replace(part, dataset=xr.Dataset(coords={"cell": list(part.config.cells)})) for part in reversed(parts)]
+    assert _run.joined("mlp", config, made).cell.values.tolist() == list(config.cells)
+    whole = _variants.Variant("mlp", "tiny", config)
+    assert _record.without(whole, ["Oja r=2"]).config.cells == ("DFA", "Oja r=1")
+    assert _record.without(whole, ["Oja"]).config.cells == ("DFA",)
+
+
 def test_one_more_part_is_simulated_alone(call, monkeypatch, undrawn):
     call()
     monkeypatch.setitem(threshold.CONFIGS, "quick", replace(ONE, decays=(0.3, 0.5, 0.7)))
