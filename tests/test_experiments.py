@@ -240,6 +240,18 @@ def test_results_come_back_as_they_were(store):
     assert not found.identical(run(Walk(), 4))
 
 
+def test_what_is_joined_of_results_is_stored_whole(store):
+    for key, cell, epochs in (("short", "DFA", [1, 2]), ("long", "feedback alignment", [1, 2, 3])):
+        one = xr.Dataset({"steps": (("cell", "epoch"), [epochs])}, {"cell": [cell], "epoch": epochs})
+        store.write(key, one, {})
+    parts = [store.read(key)[0] for key in ("short", "long")]
+    whole = xr.concat(parts, dim="cell", join="outer")
+    store.write("whole", whole, {})
+    assert parts[0].cell.encoding["dtype"].itemsize < whole.cell.dtype.itemsize  # the types of files that were read
+    xr.testing.assert_identical(store.read("whole")[0], whole)
+    assert whole.steps.isnull().sum() == 1
+
+
 def test_a_file_of_which_anything_changed_is_never_read(store):
     store.write("k", run(Walk(), 3), {"seed": 3})
     path = store.folder / "k.nc"

@@ -29,6 +29,7 @@ __all__ = ["DamagedResult", "Store", "StoreError", "as_netcdf", "write_atomicall
 
 _FOOTER = re.compile(rb"\nlinfb-record-1 (\d{12}) ([0-9a-f]{64}) ([0-9a-f]{64})\n")
 _FOOTER_SIZE = len(b"\nlinfb-record-1 \n") + 12 + 2 * 65
+_COMPRESSION = {"zlib", "complevel", "shuffle"}
 _ABANDONED = 86_400.0  # seconds after which an unfinished file cannot be somebody's who still writes
 
 
@@ -85,12 +86,15 @@ def as_netcdf(dataset: xr.Dataset) -> bytes:
     """Return a data set as the content of a netCDF file.
 
     Made in memory, so that the HDF5 library never meets a full disk, and without :meth:`xarray.Dataset.to_netcdf`,
-    which on a worker of Dask takes a lock of the whole cluster for a file that only this process knows.
+    which on a worker of Dask takes a lock of the whole cluster for a file that only this process knows. Of the encodings
+    compression is kept: the types of the files that parts were read from need not hold the whole that is made of them.
     """
     import h5netcdf
     from xarray.backends import H5NetCDFStore
 
-    content = io.BytesIO()
+    content, dataset = io.BytesIO(), dataset.copy()
+    for variable in dataset.variables.values():
+        variable.encoding = {key: variable.encoding[key] for key in _COMPRESSION & variable.encoding.keys()}
     with h5netcdf.File(content, "w") as file:
         dataset.dump_to_store(H5NetCDFStore(file))
     return content.getvalue()
