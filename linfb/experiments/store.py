@@ -86,8 +86,8 @@ def as_netcdf(dataset: xr.Dataset) -> bytes:
     """Return a data set as the content of a netCDF file.
 
     Made in memory, so that the HDF5 library never meets a full disk, and without :meth:`xarray.Dataset.to_netcdf`,
-    which on a worker of Dask takes a lock of the whole cluster for a file that only this process knows. Of the encodings
-    compression is kept: the types of the files that parts were read from need not hold the whole that is made of them.
+    which on a worker of Dask takes a lock of the whole cluster for a file that only this process knows. Compression is
+    the only encoding that is kept: the types of the files that parts were read from need not hold all of the whole.
     """
     import h5netcdf
     from xarray.backends import H5NetCDFStore
