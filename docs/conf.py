@@ -46,7 +46,7 @@ autodoc_mock_imports = ["cupy"]
 # A name that a package re-exports is documented under both paths; a bare reference may mean either.
 suppress_warnings = ["ref.python"]
 
-bibtex_bibfiles = ["references.bib"]
+bibtex_bibfiles = ["../linfb/references.bib"]
 bibtex_default_style = "plain"
 bibtex_reference_style = "author_year"
 

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "backend",
+    "citations",
     "datasets",
     "engine",
     "experiments",
@@ -35,6 +36,7 @@ _NAMES = {
     "Rule": "rules",
     "SmallRandom": "networks",
     "Task": "tasks",
+    "cite": "citations",
     "gaussian_teacher": "tasks",
     "load_dataset": "datasets",
     "low_rank_teacher": "tasks",
@@ -45,8 +47,21 @@ _NAMES = {
 __all__ = ["__version__", *sorted(_MODULES), *sorted(_NAMES)]
 
 if TYPE_CHECKING:
-    from linfb import backend, datasets, engine, experiments, linear, networks, observables, rules, tasks, theory
+    from linfb import (
+        backend,
+        citations,
+        datasets,
+        engine,
+        experiments,
+        linear,
+        networks,
+        observables,
+        rules,
+        tasks,
+        theory,
+    )
     from linfb._errors import DivergenceError, InterruptedRun, NoClosedFormError
+    from linfb.citations import cite
     from linfb.linear import simulate
     from linfb.networks import Aligned, Balanced, Given, LinearNetwork, SmallRandom
     from linfb.rules import Rule

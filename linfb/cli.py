@@ -1,4 +1,4 @@
-"""The command line: ``linfb train``, ``linfb rules``, ``linfb sweep``, ``linfb results``."""
+"""The command line: ``linfb train``, ``linfb rules``, ``linfb sweep``, ``linfb results``, ``linfb cite``."""
 
 from __future__ import annotations
 
@@ -82,6 +82,32 @@ def rules_command() -> None:
         rule = by_name(name, **({"rank": 1} if needs_rank else {}))
         transports = "yes" if rule.transports_weights else "no"
         click.echo(f"{name:<16} {rule.source:<8} {rule.reader.name:<10} {rule.mirror.name:<14} {transports}")
+
+
+@main.command("cite")
+@click.argument("used", nargs=-1)
+def cite_command(used: tuple[str, ...]) -> None:
+    """Print the references of what was USED, as BibTeX: results (files), rules, and public names of linfb.
+
+    Such as result.nc, dfa, theory.exact_map; without any, that of the paper.
+    """
+    from linfb.citations import cite
+
+    try:
+        click.echo(cite(*(_attributes(Path(one)) if one.endswith(".nc") else one for one in used)))
+    except ValueError as error:
+        raise _Refusal(str(error)) from error
+
+
+def _attributes(path: Path) -> dict[str, Any]:
+    """Return what a netCDF file says of itself."""
+    import xarray as xr
+
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as result:
+            return result.attrs
+    except OSError as error:
+        raise _Refusal(f"cannot read {path}: {error}") from error
 
 
 @main.command("train")

@@ -198,7 +198,7 @@ def test_derivations_are_independent_of_the_library():
 def test_links_lead_somewhere():
     import linfb.theory
 
-    keys = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "docs/references.bib").read_text(encoding="utf-8"), re.MULTILINE))
+    keys = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "linfb/references.bib").read_text(encoding="utf-8"), re.MULTILINE))
     for result in KNOWN.values():
         for name in result.theory:
             assert callable(getattr(linfb.theory, name))

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
 PAGES = sorted(page for page in DOCS.glob("*.rst") if ">>>" in page.read_text())
-KEYS = set(re.findall(r"^@\w+\{(\w+),", (DOCS / "references.bib").read_text(), re.MULTILINE))
+KEYS = set(re.findall(r"^@\w+\{(\w+),", (DOCS.parent / "linfb" / "references.bib").read_text(), re.MULTILINE))
 CITE = re.compile(r":cite:[pt]:`([\w, ]+)`")
 
 

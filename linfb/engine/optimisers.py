@@ -109,7 +109,12 @@ class Sgd(_ByKernel):
 
 @dataclass(frozen=True)
 class Rmsprop(_ByKernel):
-    """Settings of :func:`rmsprop`, which describes them."""
+    """Settings of :func:`rmsprop`, which describes them.
+
+    References
+    ----------
+    :cite:t:`tieleman2012`.
+    """
 
     learning_rate: PerRun = 1e-2
     alpha: float = 0.99
@@ -139,7 +144,12 @@ class Rmsprop(_ByKernel):
 
 @dataclass(frozen=True)
 class Adam(_ByKernel):
-    """Settings of :func:`adam`, :func:`amsgrad` and :func:`adamw`, which describe them."""
+    """Settings of :func:`adam`, :func:`amsgrad` and :func:`adamw`, which describe them.
+
+    References
+    ----------
+    :cite:t:`kingma2015`, :cite:t:`reddi2018`, :cite:t:`loshchilov2019`.
+    """
 
     learning_rate: PerRun = 1e-3
     beta1: float = 0.9
@@ -167,7 +177,12 @@ class Adam(_ByKernel):
 
 @dataclass(frozen=True)
 class Muon(_ByKernel):
-    """Settings of :func:`muon`, which describes them."""
+    """Settings of :func:`muon`, which describes them.
+
+    References
+    ----------
+    :cite:t:`jordan2024`.
+    """
 
     learning_rate: PerRun = 1e-3
     momentum: float = 0.95

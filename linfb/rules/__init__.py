@@ -18,14 +18,19 @@ from linfb.rules import mirrors, readers
 from linfb.rules.base import Channel, Mirror, Reader, Rule, resolve_rank, transport
 
 __all__ = [
-    "Channel", "Rule", "backpropagation", "by_name", "direct_feedback_alignment", "direct_low_rank",
+    "Channel", "Rule", "backpropagation", "by_name", "constructor", "direct_feedback_alignment", "direct_low_rank",
     "feedback_alignment", "kolen_pollack", "local", "low_rank", "mirrors", "names", "normative", "readers",
     "resolve_rank", "sign_symmetry", "transport", "weight_mirror", "zero_feedback",
 ]  # fmt: skip
 
 
 def backpropagation() -> Rule:
-    """Return backpropagation: the whole error through the transposed weights."""
+    """Return backpropagation: the whole error through the transposed weights.
+
+    References
+    ----------
+    :cite:t:`rumelhart1986`.
+    """
     return Rule("backpropagation", "above", readers.Identity(), mirrors.Exact())
 
 
@@ -49,6 +54,10 @@ def feedback_alignment(
         See :class:`Rule`.
     layers : collection of int, optional
         See :class:`Rule`.
+
+    References
+    ----------
+    :cite:t:`lillicrap2016`; as a product of two matrices, :cite:t:`jianbenna2024`.
     """
     mirror = mirrors.Fixed() if mirror is None else mirror
     if rank is None:
@@ -77,17 +86,32 @@ def sign_symmetry(*, magnitude: str = "uniform", mirror: Mirror | None = None, l
 
 
 def kolen_pollack(*, mirror: Mirror | None = None, layers: Any = None) -> Rule:
-    """Return Kolen-Pollack: the whole error through a kernel that learns with the weights' own products."""
+    """Return Kolen-Pollack: the whole error through a kernel that learns with the weights' own products.
+
+    References
+    ----------
+    :cite:t:`kolenpollack1994`, :cite:t:`akrout2019`.
+    """
     return Rule("Kolen-Pollack", "above", readers.Identity(), mirror or mirrors.KolenPollack(), layers=layers)
 
 
 def weight_mirror(*, mirror: Mirror | None = None, layers: Any = None) -> Rule:
-    """Return the weight mirror: the whole error through a kernel that follows the weights by noise."""
+    """Return the weight mirror: the whole error through a kernel that follows the weights by noise.
+
+    References
+    ----------
+    :cite:t:`akrout2019`.
+    """
     return Rule("weight mirror", "above", readers.Identity(), mirror or mirrors.WeightMirror(), layers=layers)
 
 
 def direct_feedback_alignment(*, mirror: Mirror | None = None, layers: Any = None) -> Rule:
-    """Return direct feedback alignment: the output error straight to every hidden layer, fixed random kernels."""
+    """Return direct feedback alignment: the output error straight to every hidden layer, fixed random kernels.
+
+    References
+    ----------
+    :cite:t:`nokland2016`, :cite:t:`launay2020`.
+    """
     mirror = mirrors.Fixed() if mirror is None else mirror
     return Rule("direct feedback alignment", "network", readers.Identity(), mirror, layers=layers)
 
@@ -141,6 +165,10 @@ def direct_low_rank(rank: Any, *, source: str = "network", **choices: Any) -> Ru
         Whether that is the output error or, as in the paper's code, the error of the last hidden layer.
     **choices
         The other choices of :func:`low_rank`.
+
+    References
+    ----------
+    :cite:t:`hanut2025`, :cite:t:`nokland2016`.
     """
     return low_rank(rank, source=choice("source", source, ("network", "hidden")), **choices)
 
@@ -168,6 +196,10 @@ def local(
         See :class:`Rule`.
     layers : collection of int, optional
         See :class:`Rule`.
+
+    References
+    ----------
+    :cite:t:`hanut2025`.
     """
     reader, mirror = reader or readers.Local(rate), mirror or mirrors.KolenPollack(rate)
     return Rule("local", "above", reader, mirror, rank, gain, layers)
@@ -190,6 +222,10 @@ def normative(
         See :class:`Rule`.
     layers : collection of int, optional
         See :class:`Rule`.
+
+    References
+    ----------
+    :cite:t:`hanut2025`.
     """
     mirror = mirrors.Normative(rate, restart_every)
     return Rule("normative", "above", readers.Normative(rate), mirror, rank, gain, layers)
@@ -212,6 +248,11 @@ names = tuple(_NAMED)
 """The short names that :func:`by_name` and the command line know."""
 
 
+def constructor(name: str) -> Callable[..., Rule]:
+    """Return the function that makes the rule with a short name; raises as :func:`by_name` does."""
+    return _NAMED[choice("rule", name, names)]
+
+
 def by_name(name: str, **choices: Any) -> Rule:
     """Return the rule with a short name, for example ``by_name("low-rank", rank=10)``.
 
@@ -232,4 +273,4 @@ def by_name(name: str, **choices: Any) -> Rule:
     >>> by_name("bp").name
     'backpropagation'
     """
-    return _NAMED[choice("rule", name, names)](**choices)
+    return constructor(name)(**choices)
