@@ -76,6 +76,55 @@ def pictured(picture: Path) -> str:
     return f".. figure:: {source}\n   :alt: Figure {picture.stem}\n   :target: {source}\n\n   {caption}"
 
 
+def accuracies() -> str:
+    """Return a table for each record on CIFAR-10 that has test accuracies, the paper's beside them."""
+    from figures import NAMES, PRESETS, load
+    from linfb.experiments import Store
+
+    store, sections = Store(DOCS.parent / "figures" / "results"), []
+    for key in (f"{name}-{preset}" for name in NAMES for preset in PRESETS):
+        if key not in store:
+            continue
+        results, told = store.read(key)
+        if told["config"].get("data") == "cifar10" and "test_accuracy" in results:
+            paper_of = getattr(load(told["figure"]), "paper_of", lambda cell: None)
+            title = f"``{told['figure']}``, preset {told['preset']}"
+            sections += [f"{title}\n{'-' * len(title)}", protocol(told), accuracy_table(results, paper_of)]
+    return "\n\n".join(sections)
+
+
+def protocol(told: dict) -> str:
+    """Return in words how what is recorded was trained, as far as its settings are at the top, and by which commits."""
+    config, states = told["config"], [part.get("git") or told["git"] for part in told["parts"].values()]
+    words = [f"{len(config['seeds'])} seeds"]
+    words += [f"{name} {config[name]}" for name in ("epochs", "batch_size", "train") if config.get(name)]
+    words += [f"learning rates {', '.join(map(str, config['learning_rates']))}"] if "learning_rates" in config else []
+    words += [
+        f"commit {', '.join(f'``{commit}``' for commit in dict.fromkeys(str(one['commit'])[:10] for one in states))}"
+    ]
+    missing = f" Not run: {', '.join(told['missing'])}." if told["missing"] else ""
+    return "; ".join(words).replace("batch_size", "batch") + "." + missing
+
+
+def accuracy_table(results, paper_of) -> str:
+    """Return a table of mean, standard deviation and seeds of every cell, its chosen rate, and the paper's number."""
+    rows = [("rule", "test accuracy", "single seeds", "rate", "the paper's")]
+    for cell in map(str, results.cell.values):
+        runs, paper = results.sel(cell=cell), paper_of(cell)
+        spread = (
+            f" \N{PLUS-MINUS SIGN} {float(runs.test_accuracy.std('seed', ddof=1)):.3f}" if runs.seed.size > 1 else ""
+        )
+        seeds = ", ".join(f"{one:.3f}" for one in runs.test_accuracy.values)
+        rate = f"{float(runs.chosen_rate):g}" if "chosen_rate" in runs else ""
+        rows.append(
+            (cell, f"{float(runs.test_accuracy.mean()):.3f}{spread}", seeds, rate, f"{paper:.4f}" if paper else "")
+        )
+    lines = [".. list-table::", "   :header-rows: 1", "   :widths: 26 18 30 10 16", ""]
+    for row in rows:
+        lines += [f"   {' ' if place else '*'} - {entry}" for place, entry in enumerate(row)]
+    return "\n".join(lines)
+
+
 def benchmarks() -> str:
     """Return a section for each record of the benchmarks."""
     from tests.benchmarks.page import tables
@@ -95,7 +144,7 @@ def is_at_home(module: str, obj: object) -> bool:
 
 def setup(app):
     """Fill pages from the figures and records that exist, afresh at every build; keep classes to their packages."""
-    generated = {"gallery": gallery, "benchmarks": benchmarks}
+    generated = {"gallery": gallery, "benchmarks": benchmarks, "paper": accuracies}
 
     def fill(app, docname, source):
         if docname in generated:

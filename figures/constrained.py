@@ -195,14 +195,18 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
     return xr.concat(found, dim="cell", join="outer").sel(cell=list(config.cells))
 
 
+def paper_of(cell: str) -> float | None:
+    """Return the paper's test accuracy of a cell on CIFAR-10, if it has one."""
+    sweep, _, rank = cell.partition(" r=")
+    theirs = PAPER["test accuracy, best test epoch"].get(sweep)
+    return theirs.get(int(rank)) if rank and theirs else theirs
+
+
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return mean test accuracies, chosen learning rates, how many runs diverged, and how far the paper's are."""
     found = summary(results, config.cells)
     for cell in config.cells if config.data == "cifar10" else ():
-        sweep, _, rank = cell.partition(" r=")
-        paper = PAPER["test accuracy, best test epoch"].get(sweep, {})
-        theirs = paper.get(int(rank)) if rank else paper
-        if theirs and f"test accuracy, {cell}" in found:
+        if (theirs := paper_of(cell)) and f"test accuracy, {cell}" in found:
             found[f"the same minus the paper's, {cell}"] = found[f"test accuracy, {cell}"] - theirs
     return found
 

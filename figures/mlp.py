@@ -24,6 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from figures import constrained
 from figures._run import Resources
 from figures._style import COLOURS, GREY, PAGE, curves, new_figure, panel_letter, strip
 from figures._training import Perceptrons, adaptive_reader, perceptrons, rule_without_channel, summary
@@ -100,6 +101,11 @@ def rule_of(cell: str) -> Rule:
         mirror = mirrors.Fixed() if name == "P only" else mirrors.KolenPollack()
         return rules.low_rank(int(rank), reader=reader, mirror=mirror)
     return rule_without_channel(name)
+
+
+def paper_of(cell: str) -> float | None:
+    """Return the paper's test accuracy of a cell on CIFAR-10, if it has one: all its channels are narrow, too."""
+    return constrained.paper_of(cell.replace("Oja", "all layers"))
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
