@@ -20,6 +20,8 @@ from derivations import (  # noqa: F401
     vanishing_decay,
     overlap_law,
     overlap_spectrum,
+    overlap_finite,
+    phase_diagram,
     feedback_alignment,
     feedback_alignment_matrix,
     oja,

@@ -185,8 +185,8 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float, *, n_out: in
     The integral is elementary: partial fractions of 1 / (x (1 - x)) and the substitution w. The correction is the next
     order of the loop equation of real Jacobi matrices, and has the form known for sample covariances
     :cite:p:`baisilverstein2004`. With it the mean of a smooth function of the overlaps is right to O(1 / m^2); by
-    itself it is no distribution, and within about m^(-2/3) of an edge it does not hold point by point. Derived, for means of
-    functions, in ``derivations/overlap_correction.py``; checked against exact moments and draws in
+    itself it is no distribution, and within about m^(-2/3) of an edge it does not hold point by point. Derived, for
+    means of functions, in ``derivations/overlap_finite.py``; checked against exact moments and draws in
     ``tests/test_theory_phase.py``.
 
     References
@@ -245,7 +245,7 @@ def inverse_overlap_tail(x: Any, rank_fraction: float, task_fraction: float, *, 
 
     Notes
     -----
-    Derived in ``derivations/overlap_tail.py``, checked against quadrature in ``tests/test_theory_phase.py``. See
+    Derived in ``derivations/phase_diagram.py``, checked against quadrature in ``tests/test_theory_phase.py``. See
     :func:`linfb.theory.expected_loss`, which it is for.
 
     References
@@ -307,7 +307,7 @@ def overlap_moment(order: int, rank: int, task_rank: int, n_out: int) -> float:
 
     Notes
     -----
-    P uniform over matrices with orthonormal rows. Derived in ``derivations/overlap_moments.py``, compared with draws in
+    P uniform over matrices with orthonormal rows. Derived in ``derivations/overlap_finite.py``, compared with draws in
     ``tests/test_theory_phase.py``.
 
     References

@@ -137,7 +137,7 @@ def phase_boundaries(task_fraction: float, threshold: float) -> tuple[float, flo
     With beta = sin^2 psi the edges of the law of the overlaps are sin^2(psi -+ phi): the boundaries are where an edge
     is theta^2, straight lines in the angles. For alpha >= 1 - theta^2 no channel narrower than the output teaches all.
     In the limit of many outputs; at finite m the transitions are smooth over about m^(-2/3).
-    Derived in ``derivations/overlap_tail.py``.
+    Derived in ``derivations/phase_diagram.py``.
 
     References
     ----------
