@@ -159,7 +159,7 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float, *, n_out: in
     to which the atoms are added, and at finite m the first correction,
 
     .. math::
-        \frac1d \Bigl[\tfrac14\, 1(x \ge x_-) + \tfrac14\, 1(x \ge x_+) - \tfrac1\pi \arctan w\Bigr].
+        \frac1d \Bigl[\tfrac14\, 1(x > x_-) + \tfrac14\, 1(x \ge x_+) - \tfrac1\pi \arctan w\Bigr].
 
     Parameters
     ----------
@@ -209,7 +209,7 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float, *, n_out: in
     continuous = (part(1.0, 1.0) - part(high, low) - part(1 - high, 1 - low)) / (np.pi * alpha)
     total = np.maximum(continuous, 0.0) + at_zero * (x >= 0) + at_one * (x >= 1)
     if n_out is not None:
-        steps = 0.25 * (x >= low) + 0.25 * (x >= high) - np.where(x >= high, 0.5, np.arctan2(up, down) / np.pi)
+        steps = 0.25 * (x > low) + 0.25 * (x >= high) - np.where(x >= high, 0.5, np.arctan2(up, down) / np.pi)
         total = total + steps / (alpha * integer("n_out", n_out, at_least=1))
     return np.where(x >= 1, 1.0, total)[()]
 
