@@ -22,6 +22,7 @@ from derivations import (  # noqa: F401
     overlap_spectrum,
     overlap_finite,
     phase_diagram,
+    unbalanced,
     feedback_alignment,
     feedback_alignment_matrix,
     oja,

@@ -288,6 +288,17 @@ def test_time_to_half_with_decay():
         )
 
 
+def test_unbalanced_mode():
+    reached, t = formula("unbalanced_mode"), np.array([0.1, 0.5, 1.0, 3.0])
+    for rng in draws(35):
+        s, a, b, kappa = rng.uniform(0.5, 2.0), *rng.uniform(0.05, 1.0, 2), rng.uniform(0.1, 1.0)
+        mu, root = a**2 - kappa * b**2, np.sqrt(kappa)
+        z = reached(t, s, (a + root * b) ** 2, kappa, mu)
+        found = theory.unbalanced_mode_strength(t, s, a * b, mu, kappa=kappa)
+        agree(found, (z - mu**2 / z) / (4 * root), 1e-11)
+        differ(theory.unbalanced_mode_strength(t, s, a * b, 0.9 * mu, kappa=kappa), found)
+
+
 def test_feedback_alignment_mode():
     elapsed = formula("feedback_alignment_mode")
     times = np.array([0.05, 0.2, 0.5, 1.0, 2.0])

@@ -28,9 +28,11 @@ _HOME = {
     "phase_boundaries": "random_learning",
     "predict": "prediction",
     "readout_only_map": "readout",
+    "rich_imbalance": "unbalanced",
     "time_to_half": "modes",
     "time_to_half_cdf": "random_learning",
     "time_to_half_quantile": "random_learning",
+    "unbalanced_mode_strength": "unbalanced",
 }
 
 __all__ = sorted(_HOME)

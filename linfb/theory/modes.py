@@ -18,7 +18,7 @@ def non_negative(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _together(**arrays: np.ndarray) -> None:
+def together(**arrays: np.ndarray) -> None:
     """Raise a ValueError that names the arguments if their shapes do not broadcast."""
     try:
         np.broadcast_shapes(*(array.shape for array in arrays.values()))
@@ -80,7 +80,7 @@ def mode_strength(t: Any, s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: fl
     """
     t, s, c0, kappa = (non_negative(name, value) for name, value in (("t", t), ("s", s), ("c0", c0), ("kappa", kappa)))
     decay = real("weight_decay", weight_decay, at_least=0.0)
-    _together(t=t, s=s, c0=c0, kappa=kappa)
+    together(t=t, s=s, c0=c0, kappa=kappa)
     root = np.sqrt(kappa)
     gain = root * s - decay
     decline = -2 * np.abs(gain) * t
@@ -140,7 +140,7 @@ def time_to_half(s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: float = 0.0
     """
     s, c0, kappa = (non_negative(name, value) for name, value in (("s", s), ("c0", c0), ("kappa", kappa)))
     decay = real("weight_decay", weight_decay, at_least=0.0)
-    _together(s=s, c0=c0, kappa=kappa)
+    together(s=s, c0=c0, kappa=kappa)
     if np.any(s == 0):
         raise ValueError("s must be > 0")
     if np.any(c0 == 0) or np.any(c0 > s / 2):
