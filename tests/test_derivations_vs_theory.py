@@ -239,6 +239,66 @@ def test_overlap_density_and_atoms():
         differ(moment(0) + at_zero + at_one + 1e-6, 1.0)
 
 
+def test_overlap_moments():
+    second = formula("overlap_moments")
+    for rng in draws(31):
+        outputs = int(rng.integers(3, 12))
+        rank, directions = (int(size) for size in rng.integers(1, outputs, 2))
+        agree(theory.overlap_moment(2, rank, directions, outputs), second(rank, directions, outputs))
+        differ(theory.overlap_moment(2, rank, directions, outputs), second(rank, directions, outputs + 1))
+
+
+def test_overlap_correction():
+    """The resolvent of a signed measure N is -int N(x) / (z - x)^2 dx, with its distribution function."""
+    resolvent = formula("overlap_correction")
+    for rng in draws(32):
+        beta, alpha, width = *rng.uniform(0.05, 0.95, 2), int(rng.integers(10, 100))
+        low, high = ((np.sqrt(alpha * (1 - beta)) + sign * np.sqrt(beta * (1 - alpha))) ** 2 for sign in (-1, 1))
+        z = high + rng.uniform(0.2, 1.0)
+
+        def integrand(angle, beta=beta, alpha=alpha, low=low, high=high, z=z, width=width):
+            x = low + (high - low) * np.sin(angle) ** 2
+            extra = theory.overlap_cdf(x, beta, alpha, n_out=width) - theory.overlap_cdf(x, beta, alpha)
+            return -alpha * width * extra / (z - x) ** 2 * (high - low) * np.sin(2 * angle)
+
+        found = quad(integrand, 0.0, np.pi / 2, epsabs=1e-13, epsrel=1e-12)[0]
+        agree(found, resolvent(z, low, high), 1e-9)
+        differ(found, 1.01 * resolvent(z, low, high))
+
+
+def test_overlap_tail():
+    tail = formula("overlap_tail")
+    for rng in draws(33):
+        beta, alpha, u = *rng.uniform(0.05, 0.95, 2), rng.uniform(0.1, 5.0)
+        p, q = (abs(np.sqrt(alpha * (1 - beta)) + sign * np.sqrt(beta * (1 - alpha))) for sign in (-1, 1))
+        x = (p**2 + q**2 * u**2) / (1 + u**2)
+        expected = tail(u, p, q) / (2 * np.pi * alpha) + theory.overlap_atoms(beta, alpha)[1]
+        agree(theory.inverse_overlap_tail(x, beta, alpha), expected)
+        differ(theory.inverse_overlap_tail(x, beta, alpha), 1.001 * expected)
+
+
+def test_time_to_half_with_decay():
+    time = formula("half_time_decay")
+    for rng in draws(34):
+        s, share, kappa = rng.uniform(0.5, 3.0), rng.uniform(0.001, 0.4), rng.uniform(0.1, 1.0)
+        decay = rng.uniform(0.0, 0.45) * s * np.sqrt(kappa)
+        agree(theory.time_to_half(s, share * s, kappa=kappa, weight_decay=decay), time(s, share * s, kappa, decay))
+        differ(
+            theory.time_to_half(s, share * s, kappa=kappa, weight_decay=0.9 * decay), time(s, share * s, kappa, decay)
+        )
+
+
+def test_unbalanced_mode():
+    reached, t = formula("unbalanced_mode"), np.array([0.1, 0.5, 1.0, 3.0])
+    for rng in draws(35):
+        s, a, b, kappa = rng.uniform(0.5, 2.0), *rng.uniform(0.05, 1.0, 2), rng.uniform(0.1, 1.0)
+        mu, root = a**2 - kappa * b**2, np.sqrt(kappa)
+        z = reached(t, s, (a + root * b) ** 2, kappa, mu)
+        found = theory.unbalanced_mode_strength(t, s, a * b, mu, kappa=kappa)
+        agree(found, (z - mu**2 / z) / (4 * root), 1e-11)
+        differ(theory.unbalanced_mode_strength(t, s, a * b, 0.9 * mu, kappa=kappa), found)
+
+
 def test_feedback_alignment_mode():
     elapsed = formula("feedback_alignment_mode")
     times = np.array([0.05, 0.2, 0.5, 1.0, 2.0])

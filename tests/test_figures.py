@@ -31,6 +31,7 @@ from figures import (
     mlp,
     modes,
     networks,
+    phase_diagram,
     rank,
     receptive_fields,
     threshold,
@@ -92,6 +93,10 @@ TINY = {
     "language": language.Config(
         cells=(*language.FULL, "low-rank r=1", "low-rank r=4", "direct low-rank r=4"), seeds=(0,), characters=8000,
         length=16, width=8, heads=1, epochs=2, learning_rates=(1e-2,),
+    ),
+    "phase_diagram": phase_diagram.Config(
+        decays=(0.1, 0.3), n_out=16, tasks=(4, 12), ranks=(2, 8, 14), n_modes=4, flow_ranks=(8,), time_rank=8,
+        seeds=tuple(range(10)), n_times=61, t_end=150.0, sizes=(12, 24), size_draws=1000,
     ),
 }  # fmt: skip
 
@@ -197,6 +202,19 @@ def test_learning_times_follow_their_law(results):
     assert checks["Kolmogorov-Smirnov distance, m=8 d=1 r=2"] < critical
     assert checks["the same from the law of rank r + 1, m=8 d=1 r=2"] > critical
     assert checks["Kolmogorov-Smirnov distance, m=24 d=6 r=12"] < critical  # the modes of a run repel: smaller still
+
+
+def test_phase_diagram_follows_theory(results):
+    config = TINY["phase_diagram"]
+    checks = phase_diagram.checks(results["phase_diagram"], config)
+    name = "largest deviation of a flow's final loss from that of its channel, in units of the loss at the start"
+    assert checks[name] < 1e-3  # modes near the threshold are slow
+    assert checks["bias of the limit in standard errors of the mean, root mean square"] > 4
+    assert checks["the same after correction"] < 3  # what is left is O(1 / m^2), at m = 12
+    critical = 1.95 / math.sqrt(len(config.seeds) * config.n_modes)
+    for decay in config.decays:
+        assert checks[f"Kolmogorov-Smirnov distance of half-learning times, decay {decay:g}"] < critical
+    assert checks["the same from the corrected law at a decay larger by 0.1"] > 0.1
 
 
 def test_half_times_interpolates_a_logistic_exactly():

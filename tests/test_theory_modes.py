@@ -91,6 +91,16 @@ def test_half_time_is_when_half_is_reached(s, share, kappa):
     assert mode_strength(1.1 * t, s, share * s, kappa=kappa) > s / 2 * (1 + 1e-4)
 
 
+@given(st.floats(0.1, 5.0), st.floats(1e-6, 0.499), st.floats(0.01, 4.0), st.floats(0.0, 2.0))
+def test_half_time_with_decay(s, share, kappa, decay):
+    t, end = time_to_half(s, share * s, kappa=kappa, weight_decay=decay), s - decay / np.sqrt(kappa)
+    if end > 0.5001 * s:
+        half = mode_strength(t, s, share * s, kappa=kappa, weight_decay=decay)
+        assert half == pytest.approx(s / 2, rel=1e-8)
+    elif end < 0.4999 * s:
+        assert t == np.inf
+
+
 def test_half_time_without_channel():
     assert time_to_half(2.0, 0.1, kappa=[1.0, 0.25, 0.0])[2] == np.inf
     assert time_to_half(2.0, 1.0, kappa=0.0) == 0.0

@@ -10,8 +10,11 @@ _HOME = {
     "end_point": "fixed_points",
     "exact_map": "exact",
     "expected_learned_fraction": "random_learning",
+    "expected_loss": "random_learning",
     "feedback_alignment_end_point": "fixed_points",
     "feedback_alignment_mode": "feedback_alignment",
+    "half_learned_fraction": "random_learning",
+    "inverse_overlap_tail": "random_channels",
     "learned_modes": "fixed_points",
     "m_balanced_weights": "balance",
     "mirror_error": "balance",
@@ -21,11 +24,15 @@ _HOME = {
     "overlap_cdf": "random_channels",
     "overlap_density": "random_channels",
     "overlap_distribution": "random_channels",
+    "overlap_moment": "random_channels",
+    "phase_boundaries": "random_learning",
     "predict": "prediction",
     "readout_only_map": "readout",
+    "rich_imbalance": "unbalanced",
     "time_to_half": "modes",
     "time_to_half_cdf": "random_learning",
     "time_to_half_quantile": "random_learning",
+    "unbalanced_mode_strength": "unbalanced",
 }
 
 __all__ = sorted(_HOME)

@@ -12,11 +12,11 @@ from linfb.theory.modes import non_negative
 
 
 def m_balanced_weights(
-    A_shape: tuple[int, int], n_hidden: int, P: Any, *, scale: float, rng: np.random.Generator
+    A_shape: tuple[int, int], n_hidden: int, P: Any, *, scale: float, rng: np.random.Generator, imbalance: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    r"""Draw weights that are M-balanced and otherwise generic.
+    r"""Draw weights that are M-balanced, or so up to a multiple of the identity, and otherwise generic.
 
-    .. math:: W_1 W_1^\top = W_2^\top M W_2, \qquad M = P^\top P
+    .. math:: W_1 W_1^\top = W_2^\top M W_2 + \mu I, \qquad M = P^\top P
 
     Parameters
     ----------
@@ -30,6 +30,9 @@ def m_balanced_weights(
         Standard deviation of the entries of W2 before the restriction named in the notes, > 0.
     rng : numpy.random.Generator
         Source of randomness.
+    imbalance : float
+        mu; positive if the first layer is the larger one, for which there must be at most as many hidden units as
+        inputs, negative if the second is, at most as many as the rank of P. Added to what is drawn.
 
     Returns
     -------
@@ -39,7 +42,7 @@ def m_balanced_weights(
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong type or shape, or is out of range.
+        If an argument has the wrong type or shape, or is out of range, or no weights of these sizes have the imbalance.
 
     Notes
     -----
@@ -51,7 +54,7 @@ def m_balanced_weights(
 
     References
     ----------
-    :cite:p:`fukumizu1998,braun2022`
+    :cite:p:`fukumizu1998,braun2022,domine2024`
 
     Examples
     --------
@@ -71,6 +74,26 @@ def m_balanced_weights(
     n_hidden, scale = integer("n_hidden", n_hidden, at_least=1), real("scale", scale, above=0.0)
     P = np.eye(n_out) if P is None else real_array("P", P, ("rank", n_out))
     W2 = scale * generator("rng", rng).standard_normal((n_out, n_hidden))
+    mu = real("imbalance", imbalance)
+    room = n_in if mu > 0 else np.linalg.matrix_rank(P)
+    if mu and n_hidden > room:
+        raise ValueError(
+            f"imbalance {mu} needs n_hidden <= {'the number of inputs' if mu > 0 else 'the rank of P'}, {room}, "
+            f"got {n_hidden}"
+        )
+    if mu > 0:
+        inputs = np.linalg.qr(rng.standard_normal((n_in, n_hidden)))[0]
+        _, strength, hidden = np.linalg.svd(P @ W2)
+        square = mu + np.append(strength**2, np.zeros(n_hidden - len(strength)))
+        return (hidden.T * np.sqrt(square)) @ inputs.T, W2
+    if mu < 0:
+        W1 = scale * rng.standard_normal((n_hidden, n_in))
+        hidden, strength, _ = np.linalg.svd(W1)
+        square = -mu + np.append(strength**2, np.zeros(n_hidden - len(strength)))
+        seen = np.linalg.svd(P, full_matrices=False)[0][:, :room]
+        turned = seen @ np.linalg.qr(rng.standard_normal((room, n_hidden)))[0]
+        back = np.linalg.pinv(P)
+        return W1, W2 + back @ ((turned * np.sqrt(square)) @ hidden.T - P @ W2)
     _, strength, hidden = np.linalg.svd(P @ W2, full_matrices=False)
     kept, excess = hidden[:n_in], hidden[n_in:]
     if len(excess):

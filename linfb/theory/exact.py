@@ -27,10 +27,12 @@ class _Rows:
 
     Attributes
     ----------
-    sigma : numpy.ndarray, shape (2 mode,)
-        Growth rate of a row without decay: +sigma_i, then -sigma_i.
+    rates : numpy.ndarray, shape (2 mode,)
+        Growth rate of a row without decay: that of each mode, then its negative.
     rows : numpy.ndarray, shape (2 mode, hidden)
         Start of each row.
+    share : numpy.ndarray, shape (2 mode,)
+        What of a row belongs to X1.
     still : numpy.ndarray, shape (still, hidden)
         The rows at rest.
     inputs : numpy.ndarray, shape (in, mode)
@@ -41,15 +43,18 @@ class _Rows:
         Start of the second layer.
     teacher : numpy.ndarray, shape (out, in)
         The task, A.
+    imbalance : float
     """
 
-    sigma: np.ndarray
+    rates: np.ndarray
     rows: np.ndarray
+    share: np.ndarray
     still: np.ndarray
     inputs: np.ndarray
     still_inputs: np.ndarray
     readout: np.ndarray
     teacher: np.ndarray
+    imbalance: float
 
     @cached_property
     def patterns(self) -> np.ndarray:
@@ -58,7 +63,7 @@ class _Rows:
 
     def rotated(self, time: float, decay: float) -> _Rows:
         """Rotate the hidden units so that they take up the rows from the largest at `time` to the smallest."""
-        rates = np.concatenate([self.sigma, np.zeros(len(self.still))])
+        rates = np.concatenate([self.rates, np.zeros(len(self.still))])
         log_weight = 0.5 * log_phi(2 * (rates - decay), np.array([time]))[0]
         basis, rows = graded_basis(np.concatenate([self.rows, self.still]), log_weight)
         return replace(
@@ -83,6 +88,14 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
         \exp\Bigl[t \begin{pmatrix} -\lambda I & A^\top M \\ A & -\lambda I \end{pmatrix}\Bigr]
         \begin{pmatrix} W_1(0)^\top \\ W_2(0) \end{pmatrix} .
 
+    From a start with :math:`W_1 W_1^\top = W_2^\top M W_2 + \mu I`, an imbalance that learning without decay conserves,
+
+    .. math::
+        W_2 W_1(t) = X_2 \Bigl(I + \int_0^t (X_1^\top X_1 + X_2^\top M X_2)\,ds\Bigr)^{-1} X_1^\top, \qquad
+        \begin{pmatrix} X_1 \\ X_2 \end{pmatrix}(t) =
+        \exp\Bigl[t \begin{pmatrix} \mu I / 2 & A^\top M \\ A & -\mu I / 2 \end{pmatrix}\Bigr]
+        \begin{pmatrix} W_1(0)^\top \\ W_2(0) \end{pmatrix} .
+
     Parameters
     ----------
     A : array_like, shape (out, in)
@@ -96,7 +109,7 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     P : array_like, shape (rank, out), optional
         The reader of the channel; any matrix, its scale counts. None is backpropagation, P = I.
     weight_decay : float
-        Decay of both layers, in units of 1 / tau.
+        Decay of both layers, in units of 1 / tau; zero if the start has an imbalance, which would decay too.
 
     Returns
     -------
@@ -106,17 +119,21 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     Raises
     ------
     ValueError
-        If a shape does not fit, an entry is not finite, times do not increase, or the start is not M-balanced;
-        the message names the violation and its size. See :func:`linfb.theory.m_balanced_weights`.
+        If a shape does not fit, an entry is not finite, times do not increase, or the start is neither M-balanced nor
+        so up to a multiple of the identity; the message names the violation and its size. See
+        :func:`linfb.theory.m_balanced_weights`.
 
     Notes
     -----
     Assumptions: whitened inputs, equal learning rates and weight decay of both layers, Q equal to P @ W2 at
-    time 0 (it then stays so), an M-balanced start. No approximation: the error is rounding, about 1e-13 of the
-    map, also at late times, and the cost does not depend on the times' size.
+    time 0 (it then stays so), an M-balanced start or one with an imbalance mu. No approximation: the error is
+    rounding, about 1e-13 of the map, also at late times, and the cost does not depend on the times' size.
 
     (W1, P W2) follows backpropagation on the effective teacher PA, for which this is the matrix Riccati solution
-    of :cite:p:`fukumizu1998` and :cite:p:`braun2022`; the readout of what the channel does not see is one
+    of :cite:p:`fukumizu1998` and :cite:p:`braun2022`, and with an imbalance that of :cite:p:`domine2024`, derived anew
+    in ``derivations/unbalanced.py``: modes then grow at :math:`\sqrt{\sigma^2 + \mu^2/4}`, and what is out of the
+    task's reach at :math:`|\mu|/2`. With mu > 0 there are at most as many hidden units as inputs, with mu < 0 as the
+    rank of P, since W1, or P W2, must have their full rank. The readout of what the channel does not see is one
     quadrature more. That F is defective (directions with PAv = 0, Av != 0) does not matter, since
     only (W1, P W2) is diagonalised, by the SVD of PA. Directions in which the start is zero up to rounding
     (64 machine epsilons of the whole) are taken to be exactly unexcited; they would escape from rounding alone.
@@ -127,7 +144,7 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
 
     References
     ----------
-    :cite:p:`fukumizu1998,saxe2013,braun2022,hanut2025`
+    :cite:p:`fukumizu1998,saxe2013,braun2022,domine2024,hanut2025`
 
     Examples
     --------
@@ -149,10 +166,12 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     P = np.eye(A.shape[0]) if P is None else real_array("P", P, ("rank", A.shape[0]))
     times = times_array("times", times)
     decay = real("weight_decay", weight_decay, at_least=0.0)
-    _require_balance(W1, P @ W2)
+    imbalance = _imbalance(W1, P @ W2)
+    if imbalance and decay:
+        raise ValueError(f"weight_decay must be 0, got {decay}: the start is M-balanced up to {imbalance:.3g} I only")
     maps, first = np.empty((len(times), *A.shape)), np.count_nonzero(times == 0)
     maps[:first] = W2 @ W1
-    modes = _decompose(A, W1, W2, P)
+    modes = _decompose(A, W1, W2, P, imbalance)
     start = modes.rotated(times[-1], decay) if first < len(times) else modes
     for begin in range(first, len(times), BLOCK):
         block = slice(begin, begin + BLOCK)
@@ -164,31 +183,51 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     return maps
 
 
-def _require_balance(W1: np.ndarray, PW2: np.ndarray) -> None:
-    violation = np.abs(W1 @ W1.T - PW2.T @ PW2).max(initial=0.0)
-    size = max(np.sum(W1**2), np.sum(PW2**2))
-    if violation > BALANCE_TOLERANCE * size:
+def _imbalance(W1: np.ndarray, PW2: np.ndarray) -> float:
+    """Return mu of W1 W1^T - (P W2)^T P W2 = mu I, zero up to the tolerance, or raise."""
+    difference, size = W1 @ W1.T - PW2.T @ PW2, max(np.sum(W1**2), np.sum(PW2**2))
+    mean = float(np.trace(difference)) / max(1, len(W1))
+    imbalance = mean if abs(mean) > BALANCE_TOLERANCE * size else 0.0
+    if np.abs(difference - imbalance * np.eye(len(W1))).max(initial=0.0) > BALANCE_TOLERANCE * size:
+        violation = np.abs(difference).max()
         raise ValueError(
-            "the start is not M-balanced: W1 @ W1.T differs from W2.T @ P.T @ P @ W2 by up to "
-            f"{violation:.3g} ({violation / size:.2g} of the squared size of the weights, allowed "
-            f"{BALANCE_TOLERANCE:.0e}); W1 and W2 from linfb.theory.m_balanced_weights fulfil it"
+            "the start is not M-balanced, not even up to a multiple of the identity: W1 @ W1.T differs from "
+            f"W2.T @ P.T @ P @ W2 by up to {violation:.3g} ({violation / size:.2g} of the squared size of the weights, "
+            f"allowed {BALANCE_TOLERANCE:.0e}); W1 and W2 from linfb.theory.m_balanced_weights fulfil it"
         )
+    return imbalance
 
 
-def _decompose(A: np.ndarray, W1: np.ndarray, W2: np.ndarray, P: np.ndarray) -> _Rows:
-    hidden, strength, _ = np.linalg.svd(W1, full_matrices=False)
+def _decompose(A: np.ndarray, W1: np.ndarray, W2: np.ndarray, P: np.ndarray, imbalance: float) -> _Rows:
+    hidden, strength, _ = np.linalg.svd(W1 if imbalance >= 0 else (P @ W2).T, full_matrices=False)
     hidden = hidden[:, strength > ROUNDING * strength.max(initial=0.0)]  # the rest never meets W1
     X1, X2 = W1.T @ hidden, W2 @ hidden
     left, sigma, right = np.linalg.svd(P @ A, full_matrices=False)
     seen = sigma > max(P.shape[0], A.shape[1]) * np.finfo(float).eps * sigma.max(initial=0.0)
     left, sigma, right = left[:, seen], sigma[seen], right[seen].T
     x, y = right.T @ X1, left.T @ (P @ X2)
-    still_inputs = X1 - right @ x
-    still = np.linalg.qr(np.concatenate([still_inputs, P @ X2 - left @ y]), mode="r")
-    rows = np.concatenate([(x + y) / np.sqrt(2), (x - y) / np.sqrt(2), still])
+    still_inputs, still_outputs = X1 - right @ x, P @ X2 - left @ y
+    if imbalance:  # what is out of the task's reach moves too: further modes, with singular value zero
+        more, into = np.linalg.qr(still_inputs)
+        onto = np.linalg.qr(still_outputs, mode="r")
+        count = max(len(into), len(onto))
+        x, y = (np.concatenate([z, _taller(part, count)]) for z, part in ((x, into), (y, onto)))
+        right, sigma = np.concatenate([right, _taller(more.T, count).T], axis=1), np.append(sigma, np.zeros(count))
+        still_inputs, still_outputs = np.zeros_like(still_inputs), np.zeros_like(still_outputs)
+    still = np.linalg.qr(np.concatenate([still_inputs, still_outputs]), mode="r")
+    pace = np.hypot(sigma, imbalance / 2)
+    most = np.sqrt(0.5 + np.divide(abs(imbalance) / 4, pace, out=np.zeros(pace.shape), where=pace > 0))
+    least = np.divide(sigma / 2, pace * most, out=np.ones(pace.shape), where=pace > 0)
+    into, onto = (most, least) if imbalance >= 0 else (least, most)
+    rows = np.concatenate([into[:, None] * x + onto[:, None] * y, onto[:, None] * x - into[:, None] * y, still])
     rows[np.linalg.norm(rows, axis=1) <= ROUNDING * np.linalg.norm(rows)] = 0.0
-    moving = 2 * len(sigma)
-    return _Rows(np.concatenate([sigma, -sigma]), rows[:moving], rows[moving:], right / np.sqrt(2), still_inputs, X2, A)
+    moving, rates, share = 2 * len(sigma), np.append(pace, -pace), np.append(into, onto)
+    return _Rows(rates, rows[:moving], share, rows[moving:], right, still_inputs, X2, A, imbalance)
+
+
+def _taller(rows: np.ndarray, count: int) -> np.ndarray:
+    """Return rows with zeros below, `count` in all."""
+    return np.concatenate([rows, np.zeros((count - len(rows), rows.shape[1]))])
 
 
 def _answers(modes: _Rows, times: np.ndarray, decay: float, weigh: Callable) -> tuple[np.ndarray, np.ndarray]:
@@ -196,7 +235,7 @@ def _answers(modes: _Rows, times: np.ndarray, decay: float, weigh: Callable) -> 
 
     S^T S is the matrix that is inverted in :func:`exact_map`, its hidden columns scaled to size of order one.
     """
-    rate, pairs = 2 * (modes.sigma - decay), modes.inputs.shape[1]
+    rate, pairs, tilt = 2 * (modes.rates - decay), modes.inputs.shape[1], modes.imbalance / 2
     log_weight = 0.5 * log_phi(rate, times)  # of the root of a row's share of the integral
     growing, log_scale = scaled_columns(modes.rows[:pairs], log_weight[:, :pairs], floor=0.0)
     unit = exp_or_zero(-log_scale)[:, None, :]
@@ -204,12 +243,15 @@ def _answers(modes: _Rows, times: np.ndarray, decay: float, weigh: Callable) -> 
     moving = np.concatenate([growing, shrinking], axis=1)
     resting = np.exp(0.5 * log_phi(np.array([-2 * decay]), times))[:, :, None] * unit
     # relative to its row in S, one of X1 is exp(rate t) / sqrt(phi(2 rate)) = 1 / sqrt(phi(-2 rate))
-    now = exp_or_zero(-0.5 * log_phi(-rate, times))[:, :, None]
-    lag = np.where(modes.sigma > decay, 0.0, np.maximum(modes.sigma, 0.0) - decay)
-    past = np.exp(lag * times[:, None] + log_bounded_phi(modes.sigma, times) - log_bounded_phi(rate, times) / 2)
-    faded = exp_or_zero(-decay * times)[:, None, None] * unit
-    X1 = _pairs(now * moving)
-    X2 = (modes.teacher @ modes.inputs) @ _pairs(past[:, :, None] * moving)
+    now = modes.share * exp_or_zero(-0.5 * log_phi(-rate, times))
+    X1 = _pairs(now[:, :, None] * moving)
+    # X2 forgets its start at the rate tilt + decay and integrates A X1 since
+    pace, share = modes.rates[:pairs], modes.share[:pairs]
+    past = log_bounded_phi(pace + tilt, times) - log_bounded_phi(rate[:pairs], times) / 2
+    past = share * np.exp(np.minimum(pace - decay, 0.0) * times[:, None] + past)
+    gone = modes.share[pairs:] * np.exp(log_phi(tilt - pace, times))
+    faded = exp_or_zero(-(tilt + decay) * times[:, None] - log_scale)[:, None, :]
+    X2 = (modes.teacher @ modes.inputs) @ (past[:, :, None] * growing + gone[:, :, None] * modes.rows[pairs:] * faded)
     X2 += (modes.readout + times[:, None, None] * (modes.teacher @ modes.still_inputs)) * faded
     answers, doubtful = weigh(moving, modes.still, resting, unit, X2)
     return np.concatenate([answers @ X1.transpose(0, 2, 1), answers * faded], axis=2), doubtful

@@ -18,7 +18,7 @@ def non_negative(name: str, value: Any) -> np.ndarray:
     return array
 
 
-def _together(**arrays: np.ndarray) -> None:
+def together(**arrays: np.ndarray) -> None:
     """Raise a ValueError that names the arguments if their shapes do not broadcast."""
     try:
         np.broadcast_shapes(*(array.shape for array in arrays.values()))
@@ -80,7 +80,7 @@ def mode_strength(t: Any, s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: fl
     """
     t, s, c0, kappa = (non_negative(name, value) for name, value in (("t", t), ("s", s), ("c0", c0), ("kappa", kappa)))
     decay = real("weight_decay", weight_decay, at_least=0.0)
-    _together(t=t, s=s, c0=c0, kappa=kappa)
+    together(t=t, s=s, c0=c0, kappa=kappa)
     root = np.sqrt(kappa)
     gain = root * s - decay
     decline = -2 * np.abs(gain) * t
@@ -92,10 +92,13 @@ def mode_strength(t: Any, s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: fl
     return np.divide(numerator, denominator, out=np.zeros(denominator.shape), where=numerator > 0)[()]
 
 
-def time_to_half(s: Any, c0: Any, *, kappa: Any = 1.0) -> np.ndarray:
-    r"""Return the time at which a mode has half of its final strength, without weight decay.
+def time_to_half(s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: float = 0.0) -> np.ndarray:
+    r"""Return the time at which a mode has half of the strength s that the task gives it.
 
-    .. math:: t_{1/2} = \frac{\ln(s / c_0 - 1)}{2\sqrt\kappa\, s}
+    .. math::
+        t_{1/2} = \frac{1}{2g} \ln\frac{s\,(g - \sqrt\kappa\, c_0)}{c_0\,(2g - \sqrt\kappa\, s)}, \qquad
+        g = \sqrt\kappa\, s - \lambda; \qquad
+        t_{1/2} = \frac{\ln(s / c_0 - 1)}{2\sqrt\kappa\, s} \quad\text{for } \lambda = 0 .
 
     Parameters
     ----------
@@ -104,12 +107,15 @@ def time_to_half(s: Any, c0: Any, *, kappa: Any = 1.0) -> np.ndarray:
     c0 : array_like
         Strength at t = 0, in (0, s / 2].
     kappa : array_like
-        Share of the mode's output direction that the channel sees, >= 0; the time is infinite at 0.
+        Share of the mode's output direction that the channel sees, >= 0.
+    weight_decay : float
+        Decay of both layers and of Q, in units of 1 / tau.
 
     Returns
     -------
     numpy.ndarray or float
-        Times in units of tau = 1 / learning rate, with the shape to which the arguments broadcast.
+        Times in units of tau = 1 / learning rate, with the shape to which the arguments broadcast; infinite for modes
+        that never get there, sqrt(kappa) s <= 2 weight_decay.
 
     Raises
     ------
@@ -118,7 +124,8 @@ def time_to_half(s: Any, c0: Any, *, kappa: Any = 1.0) -> np.ndarray:
 
     Notes
     -----
-    Assumptions as in :func:`mode_strength`; a channel slows a mode down by 1 / sqrt(kappa), all else equal.
+    Assumptions as in :func:`mode_strength`; without decay a channel slows a mode down by 1 / sqrt(kappa), all else
+    equal. The time falls as kappa grows, so that it has an inverse.
 
     References
     ----------
@@ -128,12 +135,17 @@ def time_to_half(s: Any, c0: Any, *, kappa: Any = 1.0) -> np.ndarray:
     --------
     >>> time_to_half(2.0, 0.01, kappa=[1.0, 0.25])
     array([1.3233..., 2.6466...])
+    >>> time_to_half(2.0, 0.01, kappa=[1.0, 0.25], weight_decay=0.4)
+    array([1.7436..., 5.3238...])
     """
     s, c0, kappa = (non_negative(name, value) for name, value in (("s", s), ("c0", c0), ("kappa", kappa)))
-    _together(s=s, c0=c0, kappa=kappa)
+    decay = real("weight_decay", weight_decay, at_least=0.0)
+    together(s=s, c0=c0, kappa=kappa)
     if np.any(s == 0):
         raise ValueError("s must be > 0")
     if np.any(c0 == 0) or np.any(c0 > s / 2):
         raise ValueError(f"c0 must be > 0 and at most s / 2, got c0 = {c0} for s = {s}")
-    delay, rate = np.broadcast_arrays(np.log(s / c0 - 1), 2 * np.sqrt(kappa) * s)
-    return np.divide(delay, rate, out=np.where(delay > 0, np.inf, 0.0), where=rate > 0)[()]
+    s, c0, root = np.broadcast_arrays(s, c0, np.sqrt(kappa))
+    excess, never = root * s - 2 * decay, np.where(2 * c0 < s, np.inf, 0.0)
+    odds = np.divide(s * (root * (s - c0) - decay), c0 * excess, out=np.ones(s.shape), where=excess > 0)
+    return np.divide(np.log(odds), 2 * (root * s - decay), out=never, where=excess > 0)[()]

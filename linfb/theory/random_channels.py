@@ -8,6 +8,8 @@ import numpy as np
 
 from linfb._checks import integer, real, real_array
 
+TINY = 1e-150  # stands for an edge at zero where its reciprocal is multiplied by zero
+
 
 def overlap_distribution(rank: int, n_out: int) -> Any:
     r"""Return the law of the share kappa of one direction that a random channel sees.
@@ -144,8 +146,8 @@ def overlap_atoms(rank_fraction: float, task_fraction: float) -> tuple[float, fl
     return max(0.0, 1 - beta / alpha), max(0.0, 1 - (1 - beta) / alpha)
 
 
-def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarray:
-    r"""Return the share of the overlaps of a task with a random channel that are at most x, for wide outputs.
+def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float, *, n_out: int | None = None) -> np.ndarray:
+    r"""Return the expected share of the overlaps of a task with a random channel that are at most x.
 
     The density of :func:`overlap_density` integrates to
 
@@ -154,7 +156,10 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarra
         - \sqrt{(1 - x_-)(1 - x_+)}\,\arctan\Bigl(w \sqrt{\tfrac{1 - x_+}{1 - x_-}}\Bigr)\Bigr], \qquad
         w = \sqrt{\frac{x - x_-}{x_+ - x}},
 
-    to which the atoms are added.
+    to which the atoms are added, and at finite m the first correction,
+
+    .. math::
+        \frac1d \Bigl[\tfrac14\, 1(x > x_-) + \tfrac14\, 1(x \ge x_+) - \tfrac1\pi \arctan w\Bigr].
 
     Parameters
     ----------
@@ -162,6 +167,8 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarra
         Overlaps.
     rank_fraction, task_fraction : float
         As in :func:`overlap_density`.
+    n_out : int, optional
+        Number m of outputs, of which d = task_fraction * m are the task's; None is the limit of many.
 
     Returns
     -------
@@ -175,11 +182,16 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarra
 
     Notes
     -----
-    The integral is elementary: partial fractions of 1 / (x (1 - x)) and the substitution w.
+    The integral is elementary: partial fractions of 1 / (x (1 - x)) and the substitution w. The correction is the next
+    order of the loop equation of real Jacobi matrices, and has the form known for sample covariances
+    :cite:p:`baisilverstein2004`. With it the mean of a smooth function of the overlaps is right to O(1 / m^2); by
+    itself it is no distribution, and within about m^(-2/3) of an edge it does not hold point by point. Derived, for
+    means of functions, in ``derivations/overlap_finite.py``; checked against exact moments and draws in
+    ``tests/test_theory_phase.py``.
 
     References
     ----------
-    :cite:p:`wachter1980,collins2005`
+    :cite:p:`wachter1980,collins2005,baisilverstein2004`
 
     Examples
     --------
@@ -196,7 +208,131 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarra
 
     continuous = (part(1.0, 1.0) - part(high, low) - part(1 - high, 1 - low)) / (np.pi * alpha)
     total = np.maximum(continuous, 0.0) + at_zero * (x >= 0) + at_one * (x >= 1)
+    if n_out is not None:
+        steps = 0.25 * (x > low) + 0.25 * (x >= high) - np.where(x >= high, 0.5, np.arctan2(up, down) / np.pi)
+        total = total + steps / (alpha * integer("n_out", n_out, at_least=1))
     return np.where(x >= 1, 1.0, total)[()]
+
+
+def inverse_overlap_tail(x: Any, rank_fraction: float, task_fraction: float, *, n_out: int | None = None) -> np.ndarray:
+    r"""Return the mean of 1 / kappa over a task's modes, those with an overlap up to x counted as zero.
+
+    .. math::
+        \int_x^1 \frac{dF(y)}{y} = \frac{1}{2\pi\alpha}\Bigl[\frac{\sqrt{(x - x_-)(x_+ - x)}}{x}
+        + (x_- + x_+ - 2x_-x_+)\, h - 2\sqrt{(1 - x_-)(1 - x_+)}\,
+        \mathrm{arccot}\Bigl(w\sqrt{\tfrac{1 - x_+}{1 - x_-}}\Bigr)\Bigr], \qquad
+        h = \frac{\mathrm{arccot}(w\sqrt{x_+/x_-})}{\sqrt{x_-x_+}},
+
+    plus the atom at one, and at finite m the first correction.
+
+    Parameters
+    ----------
+    x : array_like
+        Overlaps in [0, 1]; at zero the directions that are not seen at all are left out.
+    rank_fraction, task_fraction, n_out
+        As in :func:`overlap_cdf`.
+
+    Returns
+    -------
+    numpy.ndarray or float
+        With the shape of `x`. At zero (1 - alpha) / (beta - alpha) for alpha < beta, (1 - beta) / (alpha - beta) times
+        the share beta / alpha of what is seen for alpha > beta, and in effect infinite for alpha = beta.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in :func:`overlap_density`.
+
+    Notes
+    -----
+    Derived in ``derivations/phase_diagram.py``, checked against quadrature in ``tests/test_theory_phase.py``. See
+    :func:`linfb.theory.expected_loss`, which it is for.
+
+    References
+    ----------
+    :cite:p:`wachter1980,collins2005,baisilverstein2004`
+
+    Examples
+    --------
+    >>> inverse_overlap_tail([0.0, 0.5, 1.0], 0.5, 0.25)
+    array([3.        , 0.7179..., 0.        ])
+    """
+    x = real_array("x", x)
+    alpha, _, low, high = _support(rank_fraction, task_fraction)
+    at_one = overlap_atoms(rank_fraction, task_fraction)[1] * (x < 1)
+    y = np.clip(x, low, high)
+    up, down = np.sqrt(y - low), np.sqrt(high - y)
+    p, q = max(np.sqrt(low), TINY), np.sqrt(high)
+    far, near = np.sqrt(1 - low), np.sqrt(1 - high)
+    over = np.arctan2(down * p, up * q) / (p * q)  # half the integral of 1 / (y root) from y on
+    ratio = np.divide(up * down, y, out=np.zeros(y.shape), where=y > 0)
+    total = ratio + (low + high - 2 * low * high) * over - 2 * near * far * np.arctan2(far * down, near * up)
+    tail = total / (2 * np.pi * alpha) + at_one
+    if n_out is not None:
+        steps = 0.25 * (x < low) / max(low, TINY) + 0.25 * (x < high) / high - over / np.pi
+        tail = tail + steps / (alpha * integer("n_out", n_out, at_least=1))
+    return tail[()]
+
+
+def overlap_moment(order: int, rank: int, task_rank: int, n_out: int) -> float:
+    r"""Return an exact moment of the overlaps of a task with a random channel at finite size.
+
+    .. math::
+        \tfrac1d\langle\mathrm{tr}\,K\rangle = \frac rm, \qquad
+        \tfrac1d\langle\mathrm{tr}\,K^2\rangle = \frac{r\,[\,m(d + r + 1) - rd - 2\,]}{m(m - 1)(m + 2)}
+        \qquad
+        \tfrac1d\langle\mathrm{tr}\,K^{-1}\rangle = \frac{m - d - 1}{r - d - 1},
+        \qquad K = U^\top P^\top P U .
+
+    Parameters
+    ----------
+    order : int
+        1, 2 or -1.
+    rank : int
+        Number r of orthonormal rows of P, from 1 to n_out.
+    task_rank : int
+        Number d of orthonormal directions U, from 1 to n_out.
+    n_out : int
+        Number m of outputs.
+
+    Returns
+    -------
+    float
+        For order -1 infinite if rank <= task_rank + 1 (and rank < n_out): even for r = d, where no overlap is zero.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no integer in range.
+
+    Notes
+    -----
+    P uniform over matrices with orthonormal rows. Derived in ``derivations/overlap_finite.py``, compared with draws in
+    ``tests/test_theory_phase.py``.
+
+    References
+    ----------
+    :cite:p:`collins2005`
+
+    Examples
+    --------
+    >>> [overlap_moment(order, 6, 2, 8) for order in (1, 2, -1)]
+    [0.75, 0.6214..., 1.6666...]
+    """
+    if order not in (1, 2, -1):
+        raise ValueError(f"order must be 1, 2 or -1, got {order!r}")
+    m = integer("n_out", n_out, at_least=1)
+    r, d = integer("rank", rank, at_least=1), integer("task_rank", task_rank, at_least=1)
+    for name, value in (("rank", r), ("task_rank", d)):
+        if value > m:
+            raise ValueError(f"{name} must be at most n_out = {m}, got {value}")
+    if r == m:
+        return 1.0
+    if order == 1:
+        return r / m
+    if order == 2:
+        return r * (m * (d + r + 1) - r * d - 2) / (m * (m - 1) * (m + 2))
+    return (m - d - 1) / (r - d - 1) if r > d + 1 else np.inf
 
 
 def _support(rank_fraction: float, task_fraction: float) -> tuple[float, float, float, float]:
