@@ -19,6 +19,7 @@ _HOME = {
     "mirror_error": "balance",
     "mode_strength": "modes",
     "modes_learned_by_errors": "turning",
+    "multiplexed_times": "multiplexing",
     "oja_metric": "oja",
     "overlap_atoms": "random_channels",
     "overlap_cdf": "random_channels",
