@@ -33,6 +33,7 @@ from figures import (
     networks,
     rank,
     receptive_fields,
+    regimes,
     threshold,
 )  # fmt: skip
 from linfb import rules
@@ -92,6 +93,10 @@ TINY = {
     "language": language.Config(
         cells=(*language.FULL, "low-rank r=1", "low-rank r=4", "direct low-rank r=4"), seeds=(0,), characters=8000,
         length=16, width=8, heads=1, epochs=2, learning_rates=(1e-2,),
+    ),
+    "regimes": regimes.Config(
+        reader_rates=(0.6, 8.0), mirror_rates=(regimes.KOLEN_POLLACK, 5.0), ranks=(1, 2), seeds=(0,), t_max=40.0,
+        n_times=161,
     ),
 }  # fmt: skip
 
@@ -177,6 +182,15 @@ def test_oja_on_labels_reaches_the_best_map_of_its_rank(results):
     narrow = [r < TINY["rank"].teacher_rank for r in TINY["rank"].ranks]  # the weakest mode takes longer than this run
     assert np.abs(loss.sel(rule="Oja on labels").values - best)[:, narrow].max() < 1e-6
     assert np.all((loss.sel(rule="fixed P, Q learned").values - best)[:, narrow] > 1e-2)
+
+
+def test_regimes_are_where_theory_puts_them(results):
+    checks = regimes.checks(results["regimes"], TINY["regimes"])
+    assert checks["share of runs that turn or stay as theory says (mirrors not slower than the weights)"] == 1.0
+    assert checks["multiplexing: largest relative deviation of a half-time from the law"] < 0.25
+    assert checks["the same, all modes in parallel"] > 0.6
+    assert checks["capture: largest deviation of the number of known modes from r"] < 0.1
+    assert checks["the same with the fastest weight mirror"] > 0.5
 
 
 def test_threshold_follows_theory(results):

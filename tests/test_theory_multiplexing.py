@@ -17,10 +17,10 @@ def started(s, scale, hidden, rank, seed=0):
     return (left * s) @ right.T, W1, W2, np.linalg.qr(rng.standard_normal((len(s), rank)))[0].T
 
 
-def half_times(A, W1, W2, P, rate, t_max):
+def half_times(A, W1, W2, P, rate, t_max, decay=0.0):
     """Return when every mode of the integrated flow is half learned; the reader is stiff."""
     cuts, shapes = np.cumsum([W1.size, W2.size]), (W1.shape, W2.shape, P.shape)
-    rhs, nothing = errors_flow(A, rate, "perfect"), np.zeros((len(P), len(W1)))
+    rhs, nothing = errors_flow(A, rate, "perfect", decay=decay), np.zeros((len(P), len(W1)))
 
     def parts(flat):
         return [x.reshape(shape) for x, shape in zip(np.split(flat, cuts), shapes, strict=True)]
@@ -49,6 +49,15 @@ def test_against_the_flow(s, rank, scale):
     for wrong in (multiplexed_times(A, W1, W2, len(s))[-1], unhelped):
         with pytest.raises(AssertionError):
             assert_close(found[-1] / wrong, 1.0, 0.06)
+
+
+def test_against_the_flow_with_decay():
+    A, W1, W2, P = started([2.0, 1.0], 1e-3, 6, 1)
+    expected = multiplexed_times(A, W1, W2, 1, weight_decay=0.1)
+    found = half_times(A, W1, W2, P, 60.0, 1.3 * expected[-1], decay=0.1)
+    assert_close(found / expected, 1.0, 0.06)
+    with pytest.raises(AssertionError):
+        assert_close(found / multiplexed_times(A, W1, W2, 1), 1.0, 0.06)
 
 
 def test_delay_of_the_turn_falls_with_the_rate():
@@ -86,6 +95,7 @@ def test_a_wide_channel_is_backpropagation(rank):
         ({"W1": 3 * np.eye(2)}, "W1"),
         ({"W1": np.zeros((2, 2)), "W2": np.zeros((2, 2))}, "W1"),
         ({"rank": 0}, "rank"),
+        ({"weight_decay": 0.5}, "weight_decay"),
     ],
 )
 def test_bad_arguments_are_named(change, name):

@@ -6,21 +6,22 @@ from typing import Any
 
 import numpy as np
 
-from linfb._checks import integer, real_array
+from linfb._checks import integer, real, real_array
 
 
-def multiplexed_times(A: Any, W1: Any, W2: Any, rank: int) -> np.ndarray:
+def multiplexed_times(A: Any, W1: Any, W2: Any, rank: int, *, weight_decay: float = 0.0) -> np.ndarray:
     r"""Return when every mode is half learned if a fast error-driven reader with a fast mirror visits them in turn.
 
     The channel reads the r largest errors that are left. Mode j waits until fewer than r of the stronger modes have an
-    error above :math:`s_j`, and is then learned as if alone:
+    error above :math:`s_j`, and is then learned as if alone, by a logistic that begins at :math:`T_j`:
 
     .. math::
-        t_j = T_j + \frac{\ln(s_j / c_j - 1)}{2 s_j}, \qquad
-        c_j = \tfrac14 \bigl\| (1 + s_j T_j)\, W_1 v_j + W_2^\top u_j \bigr\|_\perp^2 ,
+        t_j = T_j + \tau_j(\tfrac12 s_j), \qquad
+        \tau_j(c) = \frac{\ln(f_j / c_j - 1) - \ln(f_j / c - 1)}{2 f_j}, \qquad f_j = s_j - \lambda, \\
+        c_j = \tfrac14 e^{-2\lambda T_j} \bigl\| (1 + s_j T_j)\, W_1 v_j + W_2^\top u_j \bigr\|_\perp^2 ,
 
     where :math:`\perp` takes off the hidden directions of the stronger modes, and mode i has the error :math:`s_j` at
-    :math:`T_i + [\ln(s_i / c_i - 1) + \ln(s_i / s_j - 1)] / (2 s_i)`. For small starts of scale :math:`\epsilon`
+    :math:`T_i + \tau_i(s_i - s_j)`. For small starts of scale :math:`\epsilon` and without decay
 
     .. math:: t_j \simeq \ln(1/\epsilon) \sum_{i = j,\, j - r,\, j - 2r, \ldots > 0} \frac{1}{s_i} :
 
@@ -36,6 +37,8 @@ def multiplexed_times(A: Any, W1: Any, W2: Any, rank: int) -> np.ndarray:
         Readout at t = 0, small.
     rank : int
         Number r of directions that the channel reads, >= 1.
+    weight_decay : float
+        Decay of W1 and W2, in units of 1 / tau; below half of the smallest strength.
 
     Returns
     -------
@@ -46,16 +49,17 @@ def multiplexed_times(A: Any, W1: Any, W2: Any, rank: int) -> np.ndarray:
     Raises
     ------
     TypeError, ValueError
-        If a shape does not fit, strengths agree, hidden units are too few or a start is not small, c_j < s_j / 2.
+        If a shape does not fit, strengths agree, hidden units are too few, the decay is too strong or a start is not
+        small, c_j < s_j / 2.
 
     Notes
     -----
-    A limit: reader infinitely fast (Oja's rule on errors, C = <delta delta^T>), mirror perfect, no weight decay, start
-    small. While a mode waits the readout already learns from what the first layer holds of it by chance, the term
-    :math:`s_j T_j`; what the mode before has left it finishes without the channel. At a finite reader rate the channel
-    turns late, once per turn; the balance of tilt and distortion that delays it suggests :math:`\rho^{-1/2}`, and
-    orders of 0.4 to 0.7 were measured between rates of 15 and 120. For s = 3, 2, 1, starts of scale 1e-2 to 1e-5 and 12
-    hidden units the times are too small by at most 0.6 (5 %) at a rate of 30. Strengths that are relatively closer than
+    A limit: reader infinitely fast (Oja's rule on errors, C = <delta delta^T>), mirror perfect, start small. While a
+    mode waits the readout already learns from what the first layer holds of it by chance, the term :math:`s_j T_j`;
+    what the mode before has left it finishes without the channel. At a finite reader rate the channel turns late,
+    once per turn; the balance of tilt and distortion that delays it suggests :math:`\rho^{-1/2}`, and orders of 0.4
+    to 0.7 were measured between rates of 15 and 120. For s = 3, 2, 1, starts of scale 1e-2 to 1e-5 and 12 hidden
+    units the times are too small by at most 0.6 (5 %) at a rate of 30. Strengths that are relatively closer than
     about 1 / ln(1/scale) are outside the limit: the channel goes to and fro between them.
     Not proved; checked in ``tests/test_theory_multiplexing.py`` against integrated flows, with the order of the delay.
 
@@ -81,15 +85,20 @@ def multiplexed_times(A: Any, W1: Any, W2: Any, rank: int) -> np.ndarray:
         raise ValueError(f"A must have different strengths, got {s}")
     if W1.shape[0] < modes:
         raise ValueError(f"W1 has {W1.shape[0]} hidden units, fewer than the {modes} modes of A")
-    free, begun, delays = np.eye(W1.shape[0]), np.zeros(modes), np.zeros(modes)
+    decay = real("weight_decay", weight_decay, at_least=0.0, below=float(s.min(initial=np.inf)) / 2)
+    free, begun, starts, final = np.eye(W1.shape[0]), np.zeros(modes), np.ones(modes), s - decay
     for j in range(modes):
         if j >= rank:
-            crossings = begun[:j] + delays[:j] + np.log(s[:j] / s[j] - 1) / (2 * s[:j])
+            crossings = begun[:j] + _logistic_time(s[:j] - s[j], starts[:j], final[:j])
             begun[j] = max(0.0, np.sort(crossings)[j - rank])
-        start = free @ ((1 + s[j] * begun[j]) * (W1 @ right[j]) + left[:, j] @ W2) / 2
-        strength = start @ start
-        if not 0 < strength < s[j] / 2:
-            raise ValueError(f"W1 and W2 must be small but not zero: mode {j} starts at {strength:.3g} of {s[j]:.3g}")
-        delays[j] = np.log(s[j] / strength - 1) / (2 * s[j])
-        free = free - np.outer(start, start) / strength
-    return begun + delays
+        start = free @ ((1 + s[j] * begun[j]) * (W1 @ right[j]) + left[:, j] @ W2) / 2 * np.exp(-decay * begun[j])
+        starts[j] = start @ start
+        if not 0 < starts[j] < s[j] / 2:
+            raise ValueError(f"W1 and W2 must be small but not zero: mode {j} starts at {starts[j]:.3g} of {s[j]:.3g}")
+        free = free - np.outer(start, start) / starts[j]
+    return begun + _logistic_time(s / 2, starts, final)
+
+
+def _logistic_time(c: np.ndarray, start: np.ndarray, final: np.ndarray) -> np.ndarray:
+    """Return when a logistic of rate 2 final that begins at `start` reaches c."""
+    return (np.log(final / start - 1) - np.log(final / c - 1)) / (2 * final)
