@@ -15,9 +15,9 @@ queues of modes are learned one after the other; hollow dots, all modes in paral
 **What is seen.** *Hiding*: left of the line runs stay with r modes and do not move; only mirrors that lag far behind
 let some out. *Multiplexing*: right of it, with a mirror that follows, the network comes to know more modes than its
 channel is wide, nearly all of them at high rates; the decay lets go of what is not visited, so that strengths rise
-and fall. The law is early by the time that turning takes. *Capture*: with a Kolen-Pollack mirror the reader turns at
-the same rate, but r modes are known at any time and no more: what is gained in one is lost in another, in a cycle
-without end. A weight mirror that lags behind lies between the two.
+and fall. The law, that of infinitely fast readers, is early by up to a fifth. *Capture*: with a Kolen-Pollack mirror
+the reader turns at the same rate, but on average r modes are known and no more (to 0.03): what is gained in one is
+lost in another, in a cycle that lasts to the end. A weight mirror that lags behind lies between the two.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ TINY = {
         length=16, width=8, heads=1, epochs=2, learning_rates=(1e-2,),
     ),
     "regimes": regimes.Config(
-        reader_rates=(0.6, 8.0), mirror_rates=(regimes.KOLEN_POLLACK, 5.0), ranks=(1, 2), seeds=(0,), t_max=40.0,
+        reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
         n_times=161,
     ),
 }  # fmt: skip
@@ -187,6 +187,7 @@ def test_oja_on_labels_reaches_the_best_map_of_its_rank(results):
 def test_regimes_are_where_theory_puts_them(results):
     checks = regimes.checks(results["regimes"], TINY["regimes"])
     assert checks["share of runs that turn or stay as theory says (mirrors not slower than the weights)"] == 1.0
+    assert checks["the same with s_(r+1) for s_r"] == 0.5
     assert checks["multiplexing: largest relative deviation of a half-time from the law"] < 0.25
     assert checks["the same, all modes in parallel"] > 0.6
     assert checks["capture: largest deviation of the number of known modes from r"] < 0.1
