@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy as sp
 
 from derivations.algebra import all_sizes, at_sizes, rate
-from derivations.core import EXPAND, Derivation, Step
+from derivations.core import EVALUATE, EXPAND, SIMPLIFY, Derivation, Step
 from derivations.registry import derivation
 from derivations.setting import (
     MATHEMATICAL_SHAPES,
@@ -17,6 +17,7 @@ from derivations.setting import (
     P,
     Q,
     k,
+    lam,
     m,
     n,
     r,
@@ -35,25 +36,26 @@ def reader_flow(rho: sp.Expr) -> dict:
     }
 
 
-def _hidden_state(rho: sp.Expr) -> tuple[sp.Matrix, sp.Matrix]:
+def _hidden_state(rho: sp.Expr, decay: sp.Expr = sp.S.Zero, noise: tuple = (0, 0)) -> tuple[sp.Matrix, sp.Matrix]:
     """Return velocity and Jacobian of the whole flow where mode 1 is learned and mode 2 hidden.
 
-    Sizes n = m = 2 and k = r = 1; Kolen-Pollack mirror.
+    Sizes n = m = 2 and k = r = 1; Kolen-Pollack mirror; decay of W1, W2 and Q; `noise` are the variances of label noise
+    along the two outputs. Variables in the order W1, W2, P, Q.
     """
     s1, s2 = sp.symbols("s_1 s_2", positive=True)
     a, b, p = (sp.Matrix(1, 2, sp.symbols(f"{c}_1:3")) for c in "abp")
     q = sp.Symbol("q")
     error = sp.diag(s1, s2) - b.T * a
-    covariance = error * error.T
+    covariance = error * error.T + sp.diag(*noise)
     velocity = sp.Matrix(
         [
-            *(q * p * error),
-            *(error * a.T),
+            *(q * p * error - decay * a),
+            *(error * a.T - decay * b.T),
             *(rho * p * covariance * (sp.eye(2) - p.T * p)),
-            (a * error.T * p.T)[0, 0],
+            (a * error.T * p.T)[0, 0] - decay * q,
         ]
     )
-    strength = sp.sqrt(s1)
+    strength = sp.sqrt(s1 - decay)
     variables = [*a, *b, *p, q]
     point = dict(zip(variables, [strength, 0, strength, 0, 1, 0, strength], strict=True))
     return velocity.subs(point), velocity.jacobian(variables).subs(point)
@@ -148,6 +150,147 @@ def turning_condition() -> Derivation:
         ),
         sizes="The equation of the visible error for all sizes, and at the explicit size named in "
         "the step. The full Jacobian at n = m = 2, k = r = 1. " + MATHEMATICAL_SHAPES,
+        theory=("critical_reader_rate", "critical_reader_rate_at"),
         test="tests/test_derivations.py::test_turning_rate_numerically",
         citations=("hanut2025", "oja1982", "kolenpollack1994"),
+    )
+
+
+@derivation
+def turning_with_decay() -> Derivation:
+    """Derive when an error-driven reader turns if weights decay and labels are noisy: three variables, exactly."""
+    rho, w = sp.symbols("rho w", positive=True)
+    a, b = sp.symbols("s_1 s_2", positive=True)
+    delta, sigma = sp.symbols("Delta sigma", real=True)
+    still, jacobian = _hidden_state(rho, lam, (sigma**2, sigma**2 + delta))
+    hidden, learned = [1, 3, 5], [0, 2, 4, 6]  # what belongs to mode 2, and to mode 1
+    block = jacobian.extract(hidden, hidden)
+    own = jacobian.extract(learned, learned)
+    apart = sp.Matrix([*jacobian.extract(hidden, learned), *jacobian.extract(learned, hidden)])
+    pull, kept = b**2 - lam**2 + delta, lam**2 * (a**2 - b**2) - a**2 * delta
+    slope = 2 * a * pull - (a - lam) * b**2
+    c2, c1, c0 = 2 * a - rho * pull, a**2 - rho * slope, rho * kept
+    linear = 2 * a * slope + a**2 * pull + kept
+    inverse = (linear + sp.sqrt(linear**2 - 8 * a**3 * pull * slope)) / (4 * a**3)
+    x0, x1, x2 = sp.symbols("c_0 c_1 c_2")
+    bare = {delta: 0}
+    return Derivation(
+        name="turning_with_decay",
+        title="When the reader turns if weights decay and labels are noisy",
+        statement=(
+            r"With weight decay a learned mode keeps an error :math:`\lambda`, which goes on moving the reader, and "
+            r"anisotropic label noise adds a pull of its own, "
+            r":math:`\Delta = \sigma_2^2 - \sigma_1^2`. A tilt of the reader, the two weights that it distorts and "
+            r"nothing else form a linear system of three variables. With :math:`\alpha = s_2^2 - \lambda^2 + \Delta`, "
+            r":math:`\beta = 2 s_1 \alpha - (s_1 - \lambda) s_2^2` and :math:`\kappa = \lambda^2 (s_1^2 - s_2^2) - "
+            r"s_1^2 \Delta` the hidden state is stable if and only if :math:`\kappa > 0`, "
+            r":math:`\rho\alpha < 2 s_1` and :math:`(2 s_1 - \rho\alpha)(s_1^2 - \rho\beta) > \rho\kappa`; the reader "
+            r"turns by a Hopf bifurcation."
+        ),
+        assumptions=(
+            WHITENED,
+            r"One learned mode of strength :math:`s_1 - \lambda`, balanced, mirror aligned (perfect or Kolen-Pollack), "
+            r"reader on it; one hidden mode. Several of either fall apart into such pairs.",
+            r"Decay :math:`\lambda < s_1` of W1, W2 and Q, none of P; noise that is independent in the modes' outputs.",
+        ),
+        steps=(
+            Step(
+                "The state stands still.",
+                still,
+                sp.zeros(7, 1),
+                (EXPAND,),
+                shown=r"(\dot W_1, \dot W_2, \dot P, \dot Q)^T",
+            ),
+            Step(
+                "What belongs to mode 2 and what belongs to mode 1 do not act on each other.",
+                apart,
+                sp.zeros(24, 1),
+                (EXPAND,),
+                shown=r"(J_{21}, J_{12})",
+            ),
+            Step(
+                r"The weight from input 2, the weight to output 2 and the tilt of P, with :math:`w^2 = s_1 - \lambda`.",
+                block.subs(a, w**2 + lam),
+                sp.Matrix(
+                    [
+                        [-(w**2) - lam, 0, w * b],
+                        [b, -(w**2) - lam, 0],
+                        [-rho * w * b, -rho * w * lam, rho * (b**2 - lam**2 + delta)],
+                    ]
+                ),
+                (EXPAND,),
+                shown="J_{22}",
+            ),
+            Step(
+                "Their characteristic polynomial.",
+                (x * sp.eye(3) - block).det(method="berkowitz"),
+                x**3 + c2 * x**2 + c1 * x + c0,
+                (EXPAND,),
+                key=True,
+                shown=r"\det(x I - J_{22})",
+            ),
+            Step(
+                "Mode 1 by itself is always stable.",
+                (x * sp.eye(4) - own).det(method="berkowitz"),
+                (x + lam) * (x + 2 * lam) * (x + 2 * (a - lam)) * (x + 2 * rho * (lam**2 + sigma**2)),
+                (EXPAND,),
+                shown=r"\det(x I - J_{11})",
+            ),
+            Step(
+                r"The criterion of Routh and Hurwitz, :math:`c_2 c_1 > c_0` with all coefficients positive, is of "
+                r"second degree in :math:`\rho`.",
+                c2 * c1 - c0,
+                pull * slope * rho**2 - linear * rho + 2 * a**3,
+                (EXPAND,),
+                key=True,
+                shown="c_2 c_1 - c_0",
+            ),
+            Step(
+                r"Its smallest positive root is the critical rate; as an equation for :math:`1/\rho_c` it has no case "
+                "that has to be treated apart.",
+                2 * a**3 * inverse**2 - linear * inverse + pull * slope,
+                sp.Integer(0),
+                (EXPAND,),
+                shown=r"2 s_1^3 \rho_c^{-2} - (2 s_1 \beta + s_1^2 \alpha + \kappa) \rho_c^{-1} + \alpha\beta",
+            ),
+            Step(
+                r"There two eigenvalues are imaginary, :math:`\pm i\sqrt{c_1}`: a Hopf bifurcation.",
+                (x**3 + x2 * x**2 + x1 * x + x0).subs(x0, x1 * x2),
+                (x + x2) * (x**2 + x1),
+                (EXPAND,),
+                key=True,
+                shown=r"x^3 + c_2 x^2 + c_1 x + c_0 \; (c_0 = c_1 c_2)",
+            ),
+            Step(
+                r"Weak decay, no noise: :math:`\rho_c = (s_1 - \lambda)/s_2^2 + O(\lambda^2)`; the criterion there "
+                "is of second order.",
+                sp.series((c2 * c1 - c0).subs(bare).subs(rho, (a - lam) / b**2), lam, 0, 2).removeO(),
+                sp.Integer(0),
+                (SIMPLIFY,),
+                key=True,
+                shown=r"(c_2 c_1 - c_0)(\rho = (s_1 - \lambda)/s_2^2) \bmod \lambda^2",
+            ),
+            Step(
+                r"Its frequency there, :math:`\omega^2 = c_0/c_2`, is :math:`\lambda^2 (s_1^2 - s_2^2)/s_2^2` for weak "
+                "decay.",
+                sp.Limit((c0 / c2 / lam**2).subs(bare).subs(rho, (a - lam) / b**2), lam, 0),
+                (a**2 - b**2) / b**2,
+                (EVALUATE,),
+                key=True,
+                shown=r"\lim_{\lambda \to 0} \omega^2/\lambda^2",
+            ),
+            Step(
+                r"No decay: the weight to output 2 follows passively, and the criterion is that of two variables, "
+                r":math:`\rho(s_2^2 + \Delta) < s_1` with :math:`\Delta < 0`.",
+                (x**3 + c2 * x**2 + c1 * x + c0).subs(lam, 0),
+                (x + a) * (x**2 + (a - rho * (b**2 + delta)) * x - rho * a * delta),
+                (EXPAND,),
+                key=True,
+                shown=r"\det(x I - J_{22}) \; (\lambda = 0)",
+            ),
+        ),
+        sizes="n = m = 2, k = r = 1, every entry symbolic. " + MATHEMATICAL_SHAPES,
+        theory=("critical_reader_rate", "turning_exponent"),
+        test="tests/test_theory_turning.py::test_pairs_are_eigenvalues_of_the_whole_flow",
+        citations=("hanut2025", "oja1982", "leen1990"),
     )

@@ -34,6 +34,7 @@ from figures import (
     phase_diagram,
     rank,
     receptive_fields,
+    regimes,
     threshold,
 )  # fmt: skip
 from linfb import rules
@@ -97,6 +98,10 @@ TINY = {
     "phase_diagram": phase_diagram.Config(
         decays=(0.1, 0.3), n_out=16, tasks=(4, 12), ranks=(2, 8, 14), n_modes=4, flow_ranks=(8,), time_rank=8,
         seeds=tuple(range(10)), n_times=61, t_end=150.0, sizes=(12, 24), size_draws=1000,
+    ),
+    "regimes": regimes.Config(
+        reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
+        n_times=161,
     ),
 }  # fmt: skip
 
@@ -182,6 +187,16 @@ def test_oja_on_labels_reaches_the_best_map_of_its_rank(results):
     narrow = [r < TINY["rank"].teacher_rank for r in TINY["rank"].ranks]  # the weakest mode takes longer than this run
     assert np.abs(loss.sel(rule="Oja on labels").values - best)[:, narrow].max() < 1e-6
     assert np.all((loss.sel(rule="fixed P, Q learned").values - best)[:, narrow] > 1e-2)
+
+
+def test_regimes_are_where_theory_puts_them(results):
+    checks = regimes.checks(results["regimes"], TINY["regimes"])
+    assert checks["share of runs that turn or stay as theory says (mirrors not slower than the weights)"] == 1.0
+    assert checks["the same with s_(r+1) for s_r"] == 0.5
+    assert checks["multiplexing: largest relative deviation of a half-time from the law"] < 0.25
+    assert checks["the same, all modes in parallel"] > 0.6
+    assert checks["capture: largest deviation of the number of known modes from r"] < 0.1
+    assert checks["the same with the fastest weight mirror"] > 0.5
 
 
 def test_threshold_follows_theory(results):

@@ -7,6 +7,8 @@ from typing import Any
 
 _HOME = {
     "conserved": "balance",
+    "critical_reader_rate": "turning",
+    "critical_reader_rate_at": "turning",
     "end_point": "fixed_points",
     "exact_map": "exact",
     "expected_learned_fraction": "random_learning",
@@ -19,6 +21,8 @@ _HOME = {
     "m_balanced_weights": "balance",
     "mirror_error": "balance",
     "mode_strength": "modes",
+    "modes_learned_by_errors": "turning",
+    "multiplexed_times": "multiplexing",
     "oja_metric": "oja",
     "overlap_atoms": "random_channels",
     "overlap_cdf": "random_channels",
@@ -33,6 +37,7 @@ _HOME = {
     "time_to_half_cdf": "random_learning",
     "time_to_half_quantile": "random_learning",
     "unbalanced_mode_strength": "unbalanced",
+    "turning_exponent": "turning",
 }
 
 __all__ = sorted(_HOME)

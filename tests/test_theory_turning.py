@@ -1,0 +1,176 @@
+"""When an error-driven reader turns: the conditions against the whole flow, by its Jacobian and by runs."""
+
+import numpy as np
+import pytest
+
+from linfb.theory import critical_reader_rate, critical_reader_rate_at, modes_learned_by_errors, turning_exponent
+from tests.theory_flow import assert_close, integrate
+
+STRENGTHS = np.array([4.0, 3.0, 2.0, 1.0])
+
+
+def errors_flow(A, rate, mirror, *, decay=0.0, noise=None, gamma=5.0):
+    """Return the right-hand side of the flow with an error-driven Oja reader (plain, any dtype)."""
+    noise = np.zeros(len(A)) if noise is None else np.asarray(noise)
+
+    def rhs(W1, W2, P, Q):
+        E = A - W2 @ W1
+        C = E @ E.T + np.diag(noise)
+        Q = P @ W2 if mirror == "perfect" else Q
+        moves = {
+            "perfect": 0 * Q, "kolen_pollack": P @ E @ W1.T - decay * Q, "weight_mirror": gamma * (P @ W2 - Q),
+        }  # fmt: skip
+        turn = rate * (P @ C - P @ C @ P.T @ P)
+        return Q.T @ P @ E - decay * W1, E @ W1.T - decay * W2, turn, moves[mirror]
+
+    return rhs
+
+
+def jacobian(rhs, state):
+    """Return the Jacobian by complex steps, exact to rounding."""
+    cuts = np.cumsum([x.size for x in state])[:-1]
+
+    def flat(vector):
+        parts = [x.reshape(y.shape) for x, y in zip(np.split(vector, cuts), state, strict=True)]
+        return np.concatenate([np.ravel(x) for x in rhs(*parts)])
+
+    start = np.concatenate([np.ravel(x) for x in state])
+    return np.stack([flat(start + 1e-30j * e).imag / 1e-30 for e in np.eye(start.size)], axis=1)
+
+
+def learned(s, rank, decay=0.0):
+    """Return W1, W2, P, Q where the first `rank` modes are learned and the others hidden."""
+    root = np.diag(np.sqrt(s[:rank] - decay))
+    W1, W2, P = np.zeros((rank, len(s))), np.zeros((len(s), rank)), np.eye(rank, len(s))
+    W1[:, :rank], W2[:rank] = root, root
+    return W1, W2, P, P @ W2
+
+
+def contains(values, value, tolerance=1e-7):
+    assert np.abs(values - value).min() < tolerance
+
+
+CASES = [(0.0, None), (0.1, None), (0.3, [0.0, 0.0, -0.02, 0.0]), (0.0, [0.1, 0.4, 0.2, 0.0])]
+
+
+@pytest.mark.parametrize("mirror", ["perfect", "kolen_pollack", "weight_mirror"])
+@pytest.mark.parametrize("rank", [1, 2])
+@pytest.mark.parametrize(("decay", "noise"), CASES)
+def test_pairs_are_eigenvalues_of_the_whole_flow(decay, noise, rank, mirror):
+    """Repeated eigenvalues of a Jacobian are good to the root of rounding only, hence 1e-7; a weight mirror lags."""
+    noise = None if noise is None else np.array(noise) + 0.02
+    options = {"weight_decay": decay, "noise": noise}
+    critical = critical_reader_rate(STRENGTHS, rank, **options)
+    for rate in (0.9, 1.1) if critical in (0.0, np.inf) else (0.9 * critical, 1.1 * critical):
+        rhs = errors_flow(np.diag(STRENGTHS), rate, mirror, decay=decay, noise=noise)
+        values = np.linalg.eigvals(jacobian(rhs, learned(STRENGTHS, rank, decay)))
+        exponent = turning_exponent(STRENGTHS, rank, rate, **options)
+        contains(values, exponent)
+        assert (exponent.real > 0) == (rate > critical)
+        if rate > critical:
+            assert values.real.max() == pytest.approx(exponent.real, abs=1e-7)
+        else:
+            assert values.real.max() < 1e-7
+        with pytest.raises(AssertionError):
+            contains(values, turning_exponent(1.01 * STRENGTHS, rank, rate, **options))
+
+
+@pytest.mark.parametrize("mirror", ["perfect", "kolen_pollack"])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_the_critical_rate_is_a_hopf_bifurcation(rank, mirror):
+    decay = 0.05
+    critical = critical_reader_rate(STRENGTHS, rank, weight_decay=decay)
+    a, b = STRENGTHS[rank - 1], STRENGTHS[rank]
+    exponent = turning_exponent(STRENGTHS, rank, critical, weight_decay=decay)
+    assert abs(exponent.real) < 1e-12
+    rhs = errors_flow(np.diag(STRENGTHS), critical, mirror, decay=decay)
+    contains(np.linalg.eigvals(jacobian(rhs, learned(STRENGTHS, rank, decay))), exponent, 1e-9)
+    errors = []
+    for weak in (0.02, 0.01):
+        frequency = turning_exponent(STRENGTHS, rank, critical_reader_rate(STRENGTHS, rank, weight_decay=weak),
+                                     weight_decay=weak).imag  # fmt: skip
+        errors.append([
+            critical_reader_rate(STRENGTHS, rank, weight_decay=weak) - (a - weak) / b**2,
+            frequency - weak * np.sqrt(a**2 - b**2) / b,
+        ])  # fmt: skip
+    order = np.log2(np.abs(np.divide(*errors)))
+    assert_close(order, [2, 2], 0.1)  # the expansions are of first order in the decay
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mirror", ["perfect", "kolen_pollack", "weight_mirror"])
+def test_general_condition_at_random_states(mirror, seed):
+    """Any readers, unbalanced weights; the mirror as it stands where it may be anything."""
+    rng = np.random.default_rng(seed)
+    A = rng.standard_normal((5, 4))
+    P = np.linalg.qr(rng.standard_normal((5, 2)))[0].T
+    V = np.linalg.qr((P @ A).T)[0]
+    R = np.eye(2) + 0.3 * rng.standard_normal((2, 2))
+    W1, W2 = R @ V.T, A @ V @ np.linalg.inv(R)
+    Q = P @ W2 + (0.5 * rng.standard_normal((2, 2)) if mirror == "kolen_pollack" else 0)
+    E = A - W2 @ W1
+    critical = critical_reader_rate_at(E, P, W2, Q)
+    for rate in (critical - 0.3, critical + 0.3):
+        values = np.linalg.eigvals(jacobian(errors_flow(A, rate, mirror), (W1, W2, P, Q)))
+        growth = (rate - critical) * np.linalg.norm(E, 2) ** 2
+        nearest = np.abs(values.real - growth).min()
+        assert nearest < 1e-7
+        assert (values.real.max() > 1e-3) == (rate > critical)
+        assert np.abs(values.real - (rate - critical) * np.linalg.norm(E, 2)).min() > 10 * nearest
+
+
+@pytest.mark.parametrize(("factor", "turns"), [(0.9, False), (1.1, True)])
+@pytest.mark.parametrize("rank", [1, 2])
+def test_runs_on_both_sides(rank, factor, turns):
+    """From slightly disturbed hidden states; the wrong threshold, with s_{r+1} in the place of s_r, fails."""
+    s = np.array([3.0, 2.0, 1.0])
+    rate = factor * critical_reader_rate(s, rank)
+    rng = np.random.default_rng(rank)
+    W1, W2, P, _ = learned(s, rank)
+    W1, W2 = np.pad(W1, ((0, 3 - rank), (0, 0))), np.pad(W2, ((0, 0), (0, 3 - rank)))
+    W1, W2 = (W + 1e-4 * rng.standard_normal(W.shape) for W in (W1, W2))
+    end = integrate(errors_flow(np.diag(s), rate, "perfect"), (W1, W2, P, P @ W2), [150.0 / s[rank - 1]], rtol=1e-7)
+    left = np.linalg.norm(np.diag(s) - end[1][0] @ end[0][0], 2)
+    assert (left < 0.9 * s[rank]) == turns == (rate > critical_reader_rate(s, rank))
+    wrong = s[rank] / s[rank] ** 2
+    assert rate > wrong  # by which it would turn both times
+
+
+@pytest.mark.parametrize(("rank", "rate"), [(1, 0.6), (1, 1.4), (1, 2.6), (2, 1.4), (2, 2.6)])
+def test_how_many_modes_are_learned(rank, rate):
+    s = np.array([3.0, 2.0, 1.0])
+    rng = np.random.default_rng(7)
+    W1, W2 = 1e-3 * rng.standard_normal((4, 3)), 1e-3 * rng.standard_normal((3, 4))
+    P = np.linalg.qr(rng.standard_normal((3, rank)))[0].T
+    end = integrate(errors_flow(np.diag(s), rate, "perfect"), (W1, W2, P, P @ W2), [60.0], rtol=1e-8)
+    found = np.sum(np.diag(end[1][0] @ end[0][0]) > 0.5 * s)
+    assert found == modes_learned_by_errors(s, rank, rate)
+    assert found != modes_learned_by_errors(s, rank, rate / 3) or found == rank
+
+
+def test_limits():
+    assert critical_reader_rate(STRENGTHS, 4) == critical_reader_rate(STRENGTHS, 9) == np.inf
+    assert turning_exponent(STRENGTHS, 4, 1.0).real == -np.inf
+    assert critical_reader_rate([3.0, 0.0], 1) == np.inf  # nothing to be found there
+    assert critical_reader_rate([3.0, 0.0], 1, noise=[0.0, 0.1]) == 0.0  # but noise
+    assert critical_reader_rate([3.0, 0.2], 1, weight_decay=0.3) == np.inf  # too weak to be learned by anybody
+    isotropic = critical_reader_rate(STRENGTHS, 2, weight_decay=0.1, noise=[0.3] * 4)
+    assert isotropic == critical_reader_rate(STRENGTHS, 2, weight_decay=0.1)
+    assert critical_reader_rate_at(np.zeros((2, 2)), [[1.0, 0.0]], np.eye(2), [[1.0, 0.0]]) == np.inf
+
+
+@pytest.mark.parametrize(
+    ("call", "name"),
+    [
+        (lambda: critical_reader_rate([1.0, -1.0], 1), "s"),
+        (lambda: critical_reader_rate([1.0, 0.5], 1, weight_decay=1.0), "s"),
+        (lambda: critical_reader_rate([1.0, 0.5], 0), "rank"),
+        (lambda: critical_reader_rate([1.0, 0.5], 1, noise=[1.0]), "noise"),
+        (lambda: turning_exponent([1.0, 0.5], 1, -1.0), "rate"),
+        (lambda: modes_learned_by_errors([1.0, 2.0], 1, 1.0), "s"),
+        (lambda: critical_reader_rate_at(np.eye(2), [[1.0, 0.0]], np.eye(2), [[1.0, 0.0]]), "P"),
+    ],
+)
+def test_bad_arguments_are_named(call, name):
+    with pytest.raises((TypeError, ValueError), match=rf"^{name}\b"):
+        call()
