@@ -7,8 +7,17 @@ from typing import Any
 
 _HOME = {
     "conserved": "balance",
+    "deep_balanced_layers": "deep",
+    "deep_balanced_time": "deep",
+    "deep_conserved": "deep",
+    "deep_critical_decay": "deep",
+    "deep_mode": "deep",
+    "deep_rest_points": "deep",
+    "deep_slowdown": "deep",
+    "deep_time": "deep",
     "end_point": "fixed_points",
     "exact_map": "exact",
+    "expected_deep_slowdown": "deep",
     "expected_learned_fraction": "random_learning",
     "feedback_alignment_end_point": "fixed_points",
     "feedback_alignment_mode": "feedback_alignment",
