@@ -17,7 +17,6 @@ _HOME = {
     "deep_time": "deep",
     "end_point": "fixed_points",
     "exact_map": "exact",
-    "expected_deep_slowdown": "deep",
     "expected_learned_fraction": "random_learning",
     "feedback_alignment_end_point": "fixed_points",
     "feedback_alignment_mode": "feedback_alignment",
@@ -35,6 +34,7 @@ _HOME = {
     "time_to_half": "modes",
     "time_to_half_cdf": "random_learning",
     "time_to_half_quantile": "random_learning",
+    "typical_deep_slowdown": "deep",
 }
 
 __all__ = sorted(_HOME)
