@@ -27,6 +27,7 @@ from derivations import (  # noqa: F401
     turning,
     deep,
     deep_modes,
+    noise,
 )
 
 # isort: on

@@ -12,10 +12,10 @@ narrow, for hidden directions that ignore them. (c) The time to half strength if
 starts :math:`a_l = \alpha`: one quadrature. It grows as :math:`\alpha^{-(L-2)}` as under backpropagation (dotted), with
 a logarithm if two layers are left above the blind channel, but as :math:`\alpha^{-2(L-1)}` if the output's is blind.
 
-**What is seen.** (a) Simulated networks of four layers that start along one mode (every seed, and their geometric mean)
-scatter about the lines, each at its own :math:`1/\Gamma`. (b) From small random starts, compared with the same start and
-no narrow channel, narrow channels cost much less than that; no theory is drawn. (c) Networks (dots) that see nothing
-of the mode in one channel.
+**What is seen.** (a) Simulated networks of four layers that start along one mode (every seed, and their geometric
+mean) scatter about the lines, each at its own :math:`1/\Gamma`. (b) From small random starts, compared with the same
+start and no narrow channel, narrow channels cost much less than that; no theory is drawn. (c) Networks (dots) that
+see nothing of the mode in one channel.
 """
 
 from __future__ import annotations
@@ -211,10 +211,13 @@ def plot(results: xr.Dataset, config: Config) -> Any:
         axes.set_yscale("log")
         axes.set_xlabel(f"rank of one channel, of {config.width}")
         axes.set_title(title)
+        axes.set_xticks(config.ranks)
     along.plot([], [], label="theory", **THEORY)
     along.set_ylabel("times slower than backpropagation")
     blind.set_xscale("log")
     blind.set_yscale("log")
+    blind.set_xticks(config.alphas, [f"{alpha:g}" for alpha in config.alphas])
+    blind.minorticks_off()
     blind.set_title("one channel sees nothing")
     blind.set_xlabel(r"start of every layer, $\alpha$")
     blind.set_ylabel(r"time to half strength / $\tau$")

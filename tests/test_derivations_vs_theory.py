@@ -294,3 +294,14 @@ def test_deep_critical_decay():
         clock = 1 / theory.deep_slowdown(kappa)
         agree(theory.deep_critical_decay(s, kappa), function(kappa.size - 1, s, clock))
         differ(theory.deep_critical_decay(s, kappa), function(kappa.size, s, clock))
+
+
+def test_label_noise_mode():
+    function = formula("label_noise_mode")
+    for rng in draws(43):
+        s, kappa, noise, rate, balance = rng.uniform(0.1, 1.0, 5)
+        n_in, n_out, batch = (int(size) for size in rng.integers(2, 9, 3))
+        options = {"noise": noise, "learning_rate": rate, "batch_size": batch, "balance": balance}
+        expected = function(s, kappa, n_in, n_out, noise, rate, batch, balance)
+        agree(theory.mode_excess_loss(s, kappa, n_in, n_out, **options), expected)
+        differ(theory.mode_excess_loss(s, kappa**2, n_in, n_out, **options), expected)
