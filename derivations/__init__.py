@@ -29,6 +29,8 @@ from derivations import (  # noqa: F401
     local_rule,
     turning,
     deep,
+    deep_modes,
+    noise,
 )
 
 # isort: on

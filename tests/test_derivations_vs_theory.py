@@ -335,3 +335,33 @@ def test_oja_metric():
         expected = np.array([metric(t, theta, *spectrum, rate) for t in times])
         agree(theory.oja_metric(times, np.diag(spectrum), start, rate=rate), expected)
         differ(theory.oja_metric(times, np.diag(spectrum), start, rate=1.1 * rate), expected)
+
+
+def test_deep_balanced_time():
+    function = formula("deep_balanced_time")
+    for rng in draws(41):
+        s, kappa = rng.uniform(0.5, 2.0), rng.uniform(0.1, 1.0, 2)
+        c0, c = s * rng.uniform(0.01, 0.3), s * rng.uniform(0.3, 0.99)
+        clock = kappa[0] ** (1 / 3) * kappa[1] ** (2 / 3)
+        agree(theory.deep_balanced_time(c, s, c0, kappa), function(c, s, c0, clock))
+        differ(theory.deep_balanced_time(c, s, c0, kappa[::-1]), function(c, s, c0, clock))
+
+
+def test_deep_critical_decay():
+    function = formula("deep_critical_decay")
+    for rng in draws(42):
+        s, kappa = rng.uniform(0.5, 2.0), rng.uniform(0.1, 1.0, rng.integers(2, 6))
+        clock = 1 / theory.deep_slowdown(kappa)
+        agree(theory.deep_critical_decay(s, kappa), function(kappa.size - 1, s, clock))
+        differ(theory.deep_critical_decay(s, kappa), function(kappa.size, s, clock))
+
+
+def test_label_noise_mode():
+    function = formula("label_noise_mode")
+    for rng in draws(43):
+        s, kappa, noise, rate, balance = rng.uniform(0.1, 1.0, 5)
+        n_in, n_out, batch = (int(size) for size in rng.integers(2, 9, 3))
+        options = {"noise": noise, "learning_rate": rate, "batch_size": batch, "balance": balance}
+        expected = function(s, kappa, n_in, n_out, noise, rate, batch, balance)
+        agree(theory.mode_excess_loss(s, kappa, n_in, n_out, **options), expected)
+        differ(theory.mode_excess_loss(s, kappa**2, n_in, n_out, **options), expected)
