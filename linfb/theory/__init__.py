@@ -6,12 +6,15 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "CommitteeLearning": "committee",
+    "committee_learning": "committee",
     "conserved": "balance",
     "end_point": "fixed_points",
     "exact_map": "exact",
     "expected_learned_fraction": "random_learning",
     "feedback_alignment_end_point": "fixed_points",
     "feedback_alignment_mode": "feedback_alignment",
+    "lazy_outputs": "wide",
     "learned_modes": "fixed_points",
     "m_balanced_weights": "balance",
     "mirror_error": "balance",
@@ -23,6 +26,7 @@ _HOME = {
     "overlap_distribution": "random_channels",
     "predict": "prediction",
     "readout_only_map": "readout",
+    "tangent_kernels": "wide",
     "time_to_half": "modes",
     "time_to_half_cdf": "random_learning",
     "time_to_half_quantile": "random_learning",
