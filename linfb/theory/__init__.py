@@ -8,6 +8,7 @@ from typing import Any
 _HOME = {
     "CommitteeLearning": "committee",
     "committee_learning": "committee",
+    "committee_loss": "committee",
     "conserved": "balance",
     "end_point": "fixed_points",
     "exact_map": "exact",
