@@ -26,6 +26,7 @@ from derivations import (  # noqa: F401
     local_rule,
     turning,
     deep,
+    wide,
 )
 
 # isort: on

@@ -222,6 +222,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     axes.set_ylabel("deviation of outputs from theory")
     axes.set_xticks(widths, [str(width) for width in widths])
     axes.minorticks_off()
+    axes.set_ylim(2e-3, 0.25)
     axes.legend(loc="lower left")
     panel_letter(axes, "abc"[len(config.activations)])
     handles, labels = panels[0].get_legend_handles_labels()

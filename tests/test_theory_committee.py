@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from figures.committee import Setting, online_sgd
+from figures.committee import Config, Setting, online_sgd, setting_of
 from linfb.theory import committee_learning, committee_loss, exact_map
 from linfb.theory._gaussian import MOMENTS
 from tests.theory_flow import assert_close, integrate
@@ -22,7 +22,7 @@ def draw(seed=0, hidden=2, teacher=3, m=3):
     return root @ root.T / 4, 0.5 * V, V_star, np.linalg.qr(rng.standard_normal((m, m)))[0][:2], B
 
 
-def average(function, C, nodes=26):
+def average(function, C, nodes=18):
     """Average a function of Gaussian variables by a product of Gauss-Hermite rules."""
     points, weights = np.polynomial.hermite_e.hermegauss(nodes)
     grid = np.stack(np.meshgrid(*[points] * len(C), indexing="ij")).reshape(len(C), -1)
@@ -34,7 +34,7 @@ def average(function, C, nodes=26):
 @pytest.mark.parametrize(("activation", "phi", "slope"), [("erf", erf, gauss), ("linear", np.positive, np.ones_like)])
 def test_averages_by_quadrature(activation, phi, slope):
     rng = np.random.default_rng(3)
-    root = 0.3 * rng.standard_normal((4, 5))
+    root = 0.2 * rng.standard_normal((4, 5))
     C = root @ root.T
     product, single, slopes, both = MOMENTS[activation](C, 2)
     for indices in ((0, 1, 2, 3), (1, 0, 3, 2), (0, 0, 2, 3), (0, 1, 1, 0), (1, 1, 1, 1), (0, 1, 2, 2)):
@@ -119,7 +119,7 @@ def test_flow_is_that_of_the_literature(rule):
     assert_close(run.overlaps, overlaps, 1e-8)
     assert_close(run.readout, readout, 1e-8)
     assert_close(run.feedback, [feedback(v) for v in readout], 1e-8)
-    assert np.abs(readout[1] - readout[0]).max() > 0.1
+    assert np.abs(readout[1] - readout[0]).max() > 0.02
     for wrong in ({"B": V}, {"P": np.eye(3)[:1]}, {"noise": 0.0}, {"learning_rate": 0.3}, {"readout_rate": 0.6}):
         other = committee_learning(times, C, V, V_star, **{**({} if {"P", "B"} & set(wrong) else options), **rates, **wrong})
         with pytest.raises(AssertionError):
@@ -141,15 +141,16 @@ def test_channel_is_backpropagation_from_the_effective_teacher(activation):
 
 
 def test_one_output_teaches_all_nonlinear_units_and_one_mode_of_linear_ones():
-    C, V, V_star, P, _ = draw(teacher=2)
-    C[2:, 2:], V_star = np.eye(2), 1.5 * np.array([[1.0, -0.6], [0.5, 1.0], [-1.0, 0.4]])
-    last = {}
-    for activation in ("erf", "linear"):
-        for rank in (1, 2):
-            run = committee_learning([0.0, 500.0], C, V, V_star, P=np.eye(3)[:rank], activation=activation)
-            last[activation, rank] = run.loss[1]
-    assert max(last["erf", 1], last["erf", 2], last["linear", 2]) < 1e-3
-    assert last["linear", 1] > 0.1
+    setting = setting_of(Config(teacher=((1.2, -1.2), (0.5, 1.0), (-1.0, 0.5))))
+    start = setting.overlaps, setting.readout, setting.teacher
+    last = {
+        activation: committee_learning([0.0, 150.0], *start, P=[[1.0, 0.0, 0.0]], activation=activation).loss[1]
+        for activation in ("erf", "linear")
+    }
+    assert last["erf"] < 1e-3
+    assert last["linear"] > 0.1
+    blind = committee_learning([0.0, 150.0], *start, B=np.zeros((3, 2)))
+    assert blind.loss[1] > 0.1
 
 
 def test_small_rates_of_linear_units_are_the_exact_linear_flow():
@@ -228,8 +229,9 @@ def test_a_step_is_the_gradient():
     assert_close(readout[0, 1, 0], V - 0.1 / n * slope(lambda V: loss(rows[:2], V), V), 1e-10)
 
 
-def test_divergence_is_said():
+def test_divergence_is_said(monkeypatch):
     C, V, V_star, _, _ = draw()
+    monkeypatch.setattr("linfb.theory.committee.EVALUATIONS", 300)
     with pytest.raises(RuntimeError, match="lower learning_rate"):
         committee_learning([0.0, 50.0], C, 10 * V, V_star, activation="linear", learning_rate=20.0)
 
