@@ -42,7 +42,9 @@ def tangent_kernels() -> Derivation:
                 (
                     Rewriting(
                         "by comparing squares (both sides are positive)",
-                        lambda difference: sp.simplify(sp.diff(arcsine, c) ** 2 - (sp.diff(arcsine, c) - difference) ** 2),
+                        lambda difference: sp.simplify(
+                            sp.diff(arcsine, c) ** 2 - (sp.diff(arcsine, c) - difference) ** 2
+                        ),
                     ),
                 ),
                 key=True,

@@ -162,9 +162,7 @@ def _one_activation(activation: str, config: Config) -> xr.Dataset:
     times = np.append(0.0, np.geomspace(1.0, config.t_max, config.n_times - 1))
     rules = range(len(config.rules))
     theory = [solve(times, setting, i, activation, rate).loss for i in rules]
-    runs = online_sgd(
-        times, setting, n_in=config.n_in, activation=activation, learning_rate=rate, seeds=config.seeds
-    )
+    runs = online_sgd(times, setting, n_in=config.n_in, activation=activation, learning_rate=rate, seeds=config.seeds)
     loss = committee_loss(*runs, setting.teacher, activation=activation)
     right, wrong = (deviations(name, activation, config) for name in ("backpropagation", "direct feedback"))
     return xr.Dataset(

@@ -1,4 +1,4 @@
-"""Committee machines: averages by quadrature, the flow as it stands in the literature, and online learning at finite n."""
+"""Committee machines: averages by quadrature, the flow as the literature has it, online learning at finite n."""
 
 import math
 
@@ -17,14 +17,17 @@ TIMES = np.array([0.0, 1.0, 4.0, 15.0])
 def draw(seed=0, hidden=2, teacher=3, m=3):
     """Return overlaps, readout, teacher's readout, a reader of two outputs and a fixed feedback."""
     rng = np.random.default_rng(seed)
-    root = rng.standard_normal((hidden + teacher, hidden + teacher + 2)) * np.repeat([0.4, 0.8], [hidden, teacher])[:, None]
+    root = (
+        rng.standard_normal((hidden + teacher, hidden + teacher + 2))
+        * np.repeat([0.4, 0.8], [hidden, teacher])[:, None]
+    )
     V, V_star, B = (rng.standard_normal((m, size)) for size in (hidden, teacher, hidden))
     return root @ root.T / 4, 0.5 * V, V_star, np.linalg.qr(rng.standard_normal((m, m)))[0][:2], B
 
 
-def average(function, C, nodes=18):
+def average(function, C):
     """Average a function of Gaussian variables by a product of Gauss-Hermite rules."""
-    points, weights = np.polynomial.hermite_e.hermegauss(nodes)
+    points, weights = np.polynomial.hermite_e.hermegauss({1: 80, 2: 80, 3: 40, 4: 22}[len(C)])
     grid = np.stack(np.meshgrid(*[points] * len(C), indexing="ij")).reshape(len(C), -1)
     mass = math.prod(np.meshgrid(*[weights / weights.sum()] * len(C), indexing="ij")).ravel()
     values, vectors = np.linalg.eigh(C)
@@ -121,7 +124,9 @@ def test_flow_is_that_of_the_literature(rule):
     assert_close(run.feedback, [feedback(v) for v in readout], 1e-8)
     assert np.abs(readout[1] - readout[0]).max() > 0.02
     for wrong in ({"B": V}, {"P": np.eye(3)[:1]}, {"noise": 0.0}, {"learning_rate": 0.3}, {"readout_rate": 0.6}):
-        other = committee_learning(times, C, V, V_star, **{**({} if {"P", "B"} & set(wrong) else options), **rates, **wrong})
+        other = committee_learning(
+            times, C, V, V_star, **{**({} if {"P", "B"} & set(wrong) else options), **rates, **wrong}
+        )
         with pytest.raises(AssertionError):
             assert_close(other.overlaps, overlaps, 1e-3)
 
@@ -137,7 +142,9 @@ def test_channel_is_backpropagation_from_the_effective_teacher(activation):
         assert_close(reader @ run.readout, visible.readout, 1e-7)
         assert np.abs(run.overlaps[-1] - run.overlaps[0]).max() > 0.1
         with pytest.raises(AssertionError):
-            assert_close(committee_learning(TIMES, C, V, V_star, noise=noise, **options).overlaps, visible.overlaps, 1e-3)
+            assert_close(
+                committee_learning(TIMES, C, V, V_star, noise=noise, **options).overlaps, visible.overlaps, 1e-3
+            )
 
 
 def test_one_output_teaches_all_nonlinear_units_and_one_mode_of_linear_ones():
@@ -158,7 +165,7 @@ def test_small_rates_of_linear_units_are_the_exact_linear_flow():
     rng = np.random.default_rng(4)
     n, m = 3, 3
     W1, W2 = (np.eye(3) * 0.3, np.eye(3) * 0.3)
-    teacher, P = rng.standard_normal((m, n)), np.linalg.qr(rng.standard_normal((m, m)))[0][:2]
+    teacher = rng.standard_normal((m, n))
     rows = np.concatenate([W1, np.eye(n)])
     deviation = []
     for rate in (4e-3, 2e-3, 1e-3):
@@ -171,9 +178,6 @@ def test_small_rates_of_linear_units_are_the_exact_linear_flow():
     assert deviation[-1] < 5e-3
 
 
-RULES = ("backpropagation", "aligned channel", "direct feedback", "no feedback")
-
-
 @pytest.mark.parametrize("activation", ["erf", "linear"])
 def test_online_learning_approaches_the_flow(activation):
     C, V, V_star, P, B = draw(teacher=2)
@@ -181,10 +185,9 @@ def test_online_learning_approaches_the_flow(activation):
     metric = np.stack([np.eye(3), P.T @ P, np.zeros((3, 3)), np.zeros((3, 3))])
     setting, sizes = Setting(C, V, V_star, fixed, metric), np.array([16, 64, 256])
     options = {"activation": activation, "learning_rate": 0.5, "noise": 0.3}
-    flows = [
-        committee_learning([0.0, 3.0], C, V, V_star, **rule, **options) for rule in ({}, {"P": P}, {"B": B}, {"B": 0 * B})
-    ]
-    squares = np.empty((sizes.size, len(RULES), len(RULES)))
+    rules = ({}, {"P": P}, {"B": B}, {"B": 0 * B})
+    flows = [committee_learning([0.0, 3.0], C, V, V_star, **rule, **options) for rule in rules]
+    squares = np.empty((sizes.size, len(rules), len(rules)))
     for s, n in enumerate(sizes):
         overlaps, _ = online_sgd(np.array([3.0]), setting, n_in=n, seeds=[(s, seed) for seed in range(40)], **options)
         for i, flow in enumerate(flows):

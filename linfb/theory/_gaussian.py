@@ -72,7 +72,8 @@ def erf_moments(C: np.ndarray, hidden: int) -> tuple[np.ndarray, np.ndarray, np.
 
     Returns
     -------
-    tuple of numpy.ndarray, shapes (field, field), (hidden, field, field), (hidden, hidden), (hidden, hidden, field, field)
+    tuple of numpy.ndarray
+        Of shapes (field, field), (hidden, field, field), (hidden, hidden) and (hidden, hidden, field, field).
     """
     own, variance = C[:hidden], np.diag(C)
     one = C - own[:, :, None] * own[:, None, :] / (1 + variance[:hidden, None, None])  # tilted by phi'_i

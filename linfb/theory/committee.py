@@ -106,7 +106,7 @@ def committee_learning(
     Notes
     -----
     Exact for n to infinity at fixed numbers of units; integrated to a relative accuracy of 1e-9. A run at finite n
-    deviates by O(1/sqrt n), the mean over runs by O(1/n): measured in ``tests/test_theory_committee.py``. The
+    deviates by O(1/sqrt n): measured in ``tests/test_theory_committee.py``. The
     averages are those of Saad and Solla; for one output and B = V or constant B these are the equations of Goldt et
     al. and Refinetti et al. Under an aligned channel W and PV follow backpropagation from the teacher :math:`PV^*`,
     whatever the activation: so a channel of rank one can teach all hidden units.

@@ -126,8 +126,8 @@ def lazy_outputs(
     The network is that of :func:`tangent_kernels`, its loss :math:`\frac{1}{2p}\sum_\mu\|y_\mu - \hat y_\mu\|^2`, its
     first layer learns by :math:`B\delta` in the place of :math:`W_2^\top\delta`. At infinite width weights move too
     little to change C, so that a mirror that learns stays as (un)aligned as it was: feedback alignment and an
-    independent Kolen-Pollack start without decay both have C = 0, and train the readout alone. A single network of width
-    k deviates by O(1/sqrt k), the mean over networks by O(1/k): measured in ``tests/test_theory_wide.py``.
+    independent Kolen-Pollack start without decay both have C = 0, and train the readout alone. A single network of
+    width k deviates by O(1/sqrt k): measured in ``tests/test_theory_wide.py``.
     A direction of the kernel that the data do not excite keeps its start; its time constant is beyond 1e12 of the
     fastest.
 
