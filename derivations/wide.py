@@ -19,20 +19,17 @@ def tangent_kernels() -> Derivation:
     arcsine = 2 / sp.pi * sp.asin(c / sp.sqrt((1 + a) * (1 + b)))
     slopes = 2 / sp.pi / sp.sqrt((1 + a) * (1 + b) - c**2)
     arccosine = (sp.sin(theta) + (sp.pi - theta) * sp.cos(theta)) / (2 * sp.pi)
-    seen, error, readout, hidden = sp.symbols("mu e Sigma Theta", real=True)
     return Derivation(
         name="tangent_kernels",
         title="The kernels of a wide network",
         statement=(
-            r"With :math:`\Sigma = \langle\phi(u)\phi(v)\rangle` over Gaussian fields of variances a, b and covariance c, "
-            r"Price's theorem gives :math:`\langle\phi'(u)\phi'(v)\rangle = \partial\Sigma/\partial c`. The two averages "
-            r"of erf (:math:`\phi(u) = \mathrm{erf}(u/\sqrt2)`) and ReLU (at the angle :math:`\theta` between the inputs, "
-            r"in units of :math:`\sqrt{ab}`) are such a pair, and an eigendirection of the metric with share "
-            r":math:`\mu` learns with the kernel :math:`\Sigma + \mu\Theta`."
+            r"With :math:`\Sigma = \langle\phi(u)\phi(v)\rangle` over Gaussian fields of variances a, b and "
+            r"covariance c, Price's theorem gives :math:`\langle\phi'(u)\phi'(v)\rangle = \partial\Sigma/\partial c`. "
+            r"The two averages of erf (:math:`\phi(u) = \mathrm{erf}(u/\sqrt2)`) and ReLU (at the angle "
+            r":math:`\theta` between the inputs, in units of :math:`\sqrt{ab}`) are such a pair."
         ),
         assumptions=(
-            r"Standard normal weights and infinite width, so that the matrix :math:`W_2 B/k` is its mean C and stays so.",
-            "C is symmetric.",
+            "Jointly Gaussian fields of mean zero, as those of independent normal weights are at infinite width.",
         ),
         steps=(
             Step(
@@ -59,16 +56,9 @@ def tangent_kernels() -> Derivation:
                 key=True,
                 shown=r"\frac{\partial}{\partial\cos\theta}\,\frac{\sin\theta + (\pi-\theta)\cos\theta}{2\pi}",
             ),
-            Step(
-                r"Readout and hidden layer move the output in an eigendirection by the error in it.",
-                readout * error + hidden * seen * error,
-                (readout + seen * hidden) * error,
-                key=True,
-                shown=r"\Sigma\,e + \Theta\,\mu\,e",
-            ),
         ),
         sizes=SYMBOLIC,
-        theory=("tangent_kernels", "lazy_outputs"),
+        theory=("tangent_kernels",),
         test="tests/test_theory_wide.py::test_averages_by_quadrature",
         citations=("williams1998", "cho2009", "price1958"),
     )
@@ -98,11 +88,12 @@ def committee_averages() -> Derivation:
         name="committee_averages",
         title="Averages of a committee machine",
         statement=(
-            r"The slope of :math:`\mathrm{erf}(u/\sqrt2)` is the Gaussian :math:`\sqrt{2/\pi}\,e^{-u^2/2}`. As a weight on "
-            r"field i it leaves the fields Gaussian, with covariance "
-            r":math:`\tilde c_{jk} = c_{jk} - c_{ij}c_{ik}/(1+c_{ii})` and mass :math:`\sqrt{2/\pi}\,(1+c_{ii})^{-1/2}`. So "
-            r":math:`\langle\phi'_1 u_2\phi_3\rangle` and :math:`\langle\phi'_1\phi'_2\phi_3\phi_4\rangle` are a mass times "
-            r":math:`\tilde c_{23}\sqrt{2/\pi}\,(1+\tilde c_{33})^{-1/2}` (Stein's identity) and the arcsine kernel of the "
+            r"The slope of :math:`\mathrm{erf}(u/\sqrt2)` is the Gaussian :math:`\sqrt{2/\pi}\,e^{-u^2/2}`. As a weight "
+            r"on field i it leaves the fields Gaussian, with covariance "
+            r":math:`\tilde c_{jk} = c_{jk} - c_{ij}c_{ik}/(1+c_{ii})` and mass "
+            r":math:`\sqrt{2/\pi}\,(1+c_{ii})^{-1/2}`. So :math:`\langle\phi'_1 u_2\phi_3\rangle` is that mass times "
+            r":math:`\tilde c_{23}\sqrt{2/\pi}\,(1+\tilde c_{33})^{-1/2}` (Stein's identity), and "
+            r":math:`\langle\phi'_1\phi'_2\phi_3\phi_4\rangle` the mass of both slopes times the arcsine kernel of the "
             r"twice tilted covariances. With the following equations they become the forms of Saad and Solla."
         ),
         assumptions=("Jointly Gaussian fields of mean zero.",),

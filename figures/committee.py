@@ -200,7 +200,7 @@ def slope(results: xr.Dataset, name: str) -> xr.DataArray:
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
-    """Return how far simulation is from theory, with which power of n the distance falls, and what is left at the end."""
+    """Return how far simulation is from theory, with which power of n that falls, and what is left at the end."""
     found = {}
     scale = results.theory.isel(time=0, rule=0)
     far = abs(results.loss - results.theory) / scale

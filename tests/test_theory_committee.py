@@ -8,8 +8,8 @@ import pytest
 from figures.committee import Config, Setting, online_sgd, setting_of
 from linfb.theory import committee_learning, committee_loss, exact_map
 from linfb.theory._gaussian import MOMENTS
-from tests.theory_flow import assert_close, integrate
 from tests.test_theory_wide import erf, gauss
+from tests.theory_flow import assert_close, integrate
 
 TIMES = np.array([0.0, 1.0, 4.0, 15.0])
 
