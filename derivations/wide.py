@@ -88,8 +88,8 @@ def committee_averages() -> Derivation:
         name="committee_averages",
         title="Averages of a committee machine",
         statement=(
-            r"The slope of :math:`\mathrm{erf}(u/\sqrt2)` is the Gaussian :math:`\sqrt{2/\pi}\,e^{-u^2/2}`. As a weight "
-            r"on field i it leaves the fields Gaussian, with covariance "
+            r"The slope of :math:`\mathrm{erf}(u/\sqrt2)` is the Gaussian :math:`\sqrt{2/\pi}\,e^{-u^2/2}`. As a "
+            r"weight on field i it leaves the fields Gaussian, with covariance "
             r":math:`\tilde c_{jk} = c_{jk} - c_{ij}c_{ik}/(1+c_{ii})` and mass "
             r":math:`\sqrt{2/\pi}\,(1+c_{ii})^{-1/2}`. So :math:`\langle\phi'_1 u_2\phi_3\rangle` is that mass times "
             r":math:`\tilde c_{23}\sqrt{2/\pi}\,(1+\tilde c_{33})^{-1/2}` (Stein's identity), and "

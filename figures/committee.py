@@ -201,7 +201,7 @@ def slope(results: xr.Dataset, name: str) -> xr.DataArray:
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return how far simulation is from theory, with which power of n that falls, and what is left at the end."""
-    found = {}
+    found: dict[str, float] = {}
     scale = results.theory.isel(time=0, rule=0)
     far = abs(results.loss - results.theory) / scale
     wrong = abs(results.loss - results.theory.sel(rule="direct feedback", drop=True)) / scale

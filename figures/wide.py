@@ -91,7 +91,8 @@ def gradient_flow(
     def moved(weights: tuple[np.ndarray, ...], by: tuple[np.ndarray, ...], h: float) -> tuple[np.ndarray, ...]:
         return tuple(w + h * v for w, v in zip(weights, by, strict=True))
 
-    outputs, weights, now = [], (W1, W2), 0.0
+    outputs, now = [], 0.0
+    weights: tuple[np.ndarray, ...] = (W1, W2)
     for time in times:
         count = int(np.ceil((time - now) / step))
         for _ in range(count):
@@ -168,7 +169,7 @@ def slope(results: xr.Dataset, name: str) -> xr.DataArray:
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return the deviation of the widest networks, with which power of the width it falls, and wrong theory's."""
-    found = {}
+    found: dict[str, float] = {}
     for activation in config.activations:
         for rule in RULES:
             one = results.sel(activation=activation, rule=rule)
