@@ -31,6 +31,7 @@ from derivations import (  # noqa: F401
     deep,
     deep_modes,
     noise,
+    wide,
 )
 
 # isort: on

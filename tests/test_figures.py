@@ -25,6 +25,7 @@ from figures import (
     _training,
     _variants,
     classes,
+    committee,
     constrained,
     language,
     learning_times,
@@ -36,6 +37,7 @@ from figures import (
     receptive_fields,
     regimes,
     threshold,
+    wide,
 )  # fmt: skip
 from linfb import rules
 from linfb.engine import Member, sgd, train_ensemble
@@ -103,6 +105,9 @@ TINY = {
         reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
         n_times=161,
     ),
+    ),
+    "wide": wide.Config(widths=(32, 256), seeds=(0, 1, 2), train=12, test=20, times=(0.0, 2.0, 10.0, 20.0)),
+    "committee": committee.Config(n_in=100, t_max=5.0, n_times=4, inputs=(16, 64), runs=20),
 }  # fmt: skip
 
 
@@ -236,6 +241,17 @@ def test_half_times_interpolates_a_logistic_exactly():
     times = np.linspace(0.0, 10.0, 21)
     strength = 2.0 / (1 + np.exp(-(times[:, None] - np.array([3.3, 7.1, 40.0]))))
     assert learning_times.half_times(times, strength, 2.0) == pytest.approx([3.3, 7.1, np.inf], rel=1e-12)
+
+
+def test_wide_networks_and_committees_approach_their_theory(results):
+    found = wide.checks(results["wide"], TINY["wide"])
+    for name in ("relu, channel", "erf, channel", "relu, feedback alignment", "erf, feedback alignment"):
+        right, wrong = f"{name}: deviation of outputs at width 256", f"{name}: the same by backpropagation's kernel"
+        assert found[right] < 0.6 * found[wrong]
+    found = committee.checks(results["committee"], TINY["committee"])
+    for name in ("erf", "linear"):
+        assert abs(found[f"{name}: power of n with which runs approach the flow"] + 0.5) < 0.2
+        assert abs(found[f"{name}: the same for the flow of direct feedback"]) < 0.1
 
 
 def test_mlp_learns_and_chooses_rates_on_validation(results):

@@ -6,6 +6,9 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "CommitteeLearning": "committee",
+    "committee_learning": "committee",
+    "committee_loss": "committee",
     "conserved": "balance",
     "critical_reader_rate": "turning",
     "critical_reader_rate_at": "turning",
@@ -27,6 +30,7 @@ _HOME = {
     "half_learned_fraction": "random_learning",
     "inverse_overlap_tail": "random_channels",
     "largest_step": "noise",
+    "lazy_outputs": "wide",
     "learned_modes": "fixed_points",
     "m_balanced_weights": "balance",
     "mirror_error": "balance",
@@ -45,6 +49,7 @@ _HOME = {
     "predict": "prediction",
     "readout_only_map": "readout",
     "rich_imbalance": "unbalanced",
+    "tangent_kernels": "wide",
     "time_to_half": "modes",
     "time_to_half_cdf": "random_learning",
     "time_to_half_quantile": "random_learning",
