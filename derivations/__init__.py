@@ -20,6 +20,7 @@ from derivations import (  # noqa: F401
     vanishing_decay,
     overlap_law,
     overlap_spectrum,
+    carried_alignment,
     feedback_alignment,
     feedback_alignment_matrix,
     oja,

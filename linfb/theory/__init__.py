@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "carried_alignment": "random_channels",
     "conserved": "balance",
     "end_point": "fixed_points",
     "exact_map": "exact",
