@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from linfb.engine.run import Progress, Run
     from linfb.engine.state import State
 
-ROWS = 512
-"""How many rows of a part are looked at, as many as :func:`linfb.engine.train` observes."""
+ROWS = 256
+"""How many rows of a part are looked at."""
 _BLOCK = 32
 
 
@@ -29,17 +29,18 @@ class Look(NamedTuple):
 
     Attributes
     ----------
-    view, other : Snapshot
-        On the first rows of the validation part, and of the training part.
+    views : mapping
+        On the first rows of some parts of the data, "validation" or "train".
+    kernels : tuple of numpy.ndarray
+        The weights of every kernel layer, shape (out, ...).
     accuracy : float
         On the test part.
     gradients, updates : tuple of numpy.ndarray
-        Of every kernel layer, shape (out, ...): what the batch of the next step gives, and by how much that step then
-        moves the weights.
+        What the batch of the next step gives for them, and by how much that step then moves them.
     """
 
-    view: Snapshot
-    other: Snapshot
+    views: Mapping[str, Snapshot]
+    kernels: tuple[np.ndarray, ...]
     accuracy: float
     gradients: tuple[np.ndarray, ...]
     updates: tuple[np.ndarray, ...]
@@ -80,6 +81,7 @@ def rank_of(cell: str) -> int | None:
 def dynamics(
     config: Any, numbers: Sequence[int], resources: Resources, *, model_of: Callable[[str, Splits], Model],
     member_of: Callable[[str, int, Any], Member], measure: Callable[..., dict[str, Any]],
+    parts: Sequence[str] = (),
 ) -> xr.Dataset:  # fmt: skip
     """Train what the cells of a configuration stand for, and measure every hidden layer after some steps.
 
@@ -94,6 +96,8 @@ def dynamics(
         From a cell to its network, and to rule and optimisers.
     measure : callable
         From a look, the first one and the last one of that run, and the cell, to numbers for every hidden layer.
+    parts : sequence of str
+        As for :func:`watched`.
 
     Returns
     -------
@@ -112,7 +116,7 @@ def dynamics(
     for places in alike.values():
         model = model_of(config.cells[places[0][0]], splits)
         members = [member_of(config.cells[c], config.seeds[s], config) for c, s in places]
-        runs = watched(splits, model, members, numbers, batch_size=config.batch_size, device=resources.device)
+        runs = watched(splits, model, members, numbers, parts, batch_size=config.batch_size, device=resources.device)
         ends: dict[Any, tuple[Look, Look]] = {}
         for t, looks in enumerate(runs):
             for place, look in zip(places, looks, strict=True):
@@ -137,7 +141,14 @@ def spread(steps: int, count: int) -> tuple[int, ...]:
 
 
 def watched(
-    splits: Any, model: Model, members: Sequence[Member], looks: Sequence[int], *, batch_size: int, **settings: Any
+    splits: Any,
+    model: Model,
+    members: Sequence[Member],
+    looks: Sequence[int],
+    parts: Sequence[str] = (),
+    *,
+    batch_size: int,
+    **settings: Any,
 ) -> Iterator[list[Look | None]]:
     """Train networks as :func:`linfb.engine.train_ensemble` does, and yield what is seen of each after some steps.
 
@@ -149,6 +160,8 @@ def watched(
         Whose rules differ in rank alone, and whose optimisers in rates.
     looks : sequence of int
         After how many steps to look, ascending. A run that is not finite any more is None from then on.
+    parts : sequence of str
+        Which parts of the data to look at.
     """
     from linfb.engine.run import Record, begun
     from linfb.engine.state import initial_state
@@ -165,7 +178,7 @@ def watched(
         now = begun(records, states, 0, together=True)
         for taken, number in pairwise((0, *looks)):
             _advance(now, taken + (taken in looks), number)
-            yield _looked(now, number)
+            yield _looked(now, number, parts)
 
 
 def _advance(now: Progress, taken: int, number: int) -> None:
@@ -196,28 +209,29 @@ def _batches(run: Run, seed: int, epoch: int) -> np.ndarray:
     )
 
 
-def _looked(now: Progress, number: int) -> list[Look | None]:
+def _looked(now: Progress, number: int, parts: Sequence[str]) -> list[Look | None]:
     """Look at every run, and take the next step."""
     from linfb.engine.run import evaluated, placed
 
-    runs, states = now.group.runs, now.states()
+    runs, seen = now.group.runs, []
     epoch, step = divmod(number, len(runs[0].splits.train[1]) // runs[0].batch_size)
     accuracies = evaluated(now.group, now.state, placed(runs[0], "test"))[1]
-    seen = [
-        [_seen(run, state, part, rows, number) for part, rows in (
-            ("validation", slice(0, ROWS)), ("train", slice(0, ROWS)), ("train", _batches(run, run.seed, epoch)[step])
-        )] if _finite(state) else None
-        for run, state in zip(runs, states, strict=True)
-    ]  # fmt: skip
+    for run, state in zip(runs, now.states(), strict=True):
+        if not _finite(state):
+            seen.append(None)
+            continue
+        views = {part: _seen(run, state, part, slice(0, ROWS), number) for part in parts}
+        batch = _seen(run, state, "train", _batches(run, run.seed, epoch)[step], number)
+        seen.append((views, _kernels(run, state.weights), _kernels(run, batch.carried.weights)))
     _advance(now, number, number + 1)
     looks: list[Look | None] = []
-    for run, state, accuracy, views in zip(runs, now.states(), accuracies, seen, strict=True):
-        if views is None or not _finite(state):
+    for run, state, accuracy, one in zip(runs, now.states(), accuracies, seen, strict=True):
+        if one is None or not _finite(state):
             looks.append(None)
             continue
-        *parts, batch = views
-        changes = (new - old for new, old in zip(_kernels(run, state.weights), parts[0].kernels, strict=True))
-        looks.append(Look(*parts, float(accuracy), _kernels(run, batch.carried.weights), tuple(changes)))
+        views, kernels, gradients = one
+        moved = zip(_kernels(run, state.weights), kernels, strict=True)
+        looks.append(Look(views, kernels, float(accuracy), gradients, tuple(new - old for new, old in moved)))
     return looks
 
 
@@ -237,7 +251,7 @@ def _finite(state: State) -> bool:
 
 
 def _seen(run: Run, state: State, part: str, rows: Any, number: int) -> Snapshot:
-    """Return what a run makes of some rows, with kernels that no later step overwrites."""
+    """Return what a run makes of some rows; its kernels are as they are now, whatever later steps do."""
     from linfb.backend import Key
     from linfb.engine.losses import LOSSES, one_hot
     from linfb.engine.observables import snapshot

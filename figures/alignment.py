@@ -10,7 +10,7 @@ import numpy as np
 
 from figures import _watched
 from figures._run import Resources
-from figures._style import COLOURS
+from figures._style import COLOURS, PAGE, THEORY, curves, dots, new_figure, panel_letter
 from figures._watched import Look, Watching, dynamics, rank_of, rows_of
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
     return dynamics(
         config, (0, config.steps), resources, member_of=member_of, measure=measured,
         model_of=lambda _, splits: mlp(splits.train.x.shape[1], config.widths, splits.n_classes),
+        parts=("validation",),
     )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ def measured(look: Look, first: Look, before: Look, cell: str) -> dict[str, Any]
     from linfb.engine.observables import alignment, captured_energy
     from linfb.observables.measures import cosine, participation_ratio
 
-    view = look.view
+    view = look.views["validation"]
     pairs = ((view.carried.weights[i], view.exact.weights[i]) for i in view.indices[:-1])
     return {
         "captured": captured_energy(view)[1:],

@@ -46,7 +46,7 @@ class Config(Watching):
     """
 
     cells: tuple[str, ...] = ()
-    looks: int = 13
+    looks: int = 11
     learning_rate: float = 3e-3
     reader_rate: float = 0.01
     factors: tuple[tuple[str, float], ...] = (("fast", 10.0), ("plain", 30.0))
@@ -96,7 +96,7 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
     """Return, per cell, what every channel has found after some steps, the test accuracy, and the frozen errors."""
     learned = dynamics(
         config, spread(config.steps, config.looks), resources, member_of=member_of, measure=measured,
-        model_of=lambda _, splits: model_of(splits, config),
+        model_of=lambda _, splits: model_of(splits, config), parts=("validation", "train"),
     )  # fmt: skip
     still = {name: (("cell", "seed", "time"), values) for name, values in frozen(config, resources).items()}
     return learned.assign(still).assign_coords(time=_times(config))
@@ -123,12 +123,13 @@ def measured(look: Look, first: Look, before: Look, cell: str) -> dict[str, list
     from linfb.observables.measures import captured_energy, subspace_overlap
 
     found: dict[str, list[float]] = {"overlap": [], "captured": [], "agreement": [], "kept": []}
-    for k, channel in enumerate(look.view.channels[1:], start=1):
-        rows, P = rows_of(look.view.carried.reads[k]), channel.filters
+    view = look.views["validation"]
+    for k, channel in enumerate(view.channels[1:], start=1):
+        rows, P = rows_of(view.carried.reads[k]), channel.filters
         space = principal(rows, len(P))
         found["overlap"].append(float(subspace_overlap(P, space)))
         found["captured"].append(float(captured_energy(P, rows) / captured_energy(space.T, rows)))
-        for name, other in {"agreement": look.other, "kept": before.view}.items():
+        for name, other in {"agreement": look.views["train"], "kept": before.views["validation"]}.items():
             there = principal(rows_of(other.carried.reads[k]), len(P))
             found[name].append(float(subspace_overlap(there.T, space)))
     return found
@@ -157,13 +158,13 @@ def frozen(config: Config, resources: Resources) -> dict[str, np.ndarray]:
         return found
     members = [Member(rules.backpropagation(), amsgrad(config.learning_rate), seed) for seed in config.seeds]
     looks = next(watched(
-        splits, model_of(splits, config), members, (config.frozen_after,), batch_size=config.batch_size,
-        device=resources.device,
+        splits, model_of(splits, config), members, (config.frozen_after,), ("validation",),
+        batch_size=config.batch_size, device=resources.device,
     ))  # fmt: skip
     for s, (seed, look) in enumerate(zip(config.seeds, looks, strict=True)):
         if look is None:
             continue
-        rows = rows_of(look.view.carried.reads[-2])
+        rows = rows_of(look.views["validation"].carried.reads[-2])
         rows *= np.sqrt(len(rows)) / np.linalg.norm(rows, 2)
         for c, cell in followed:
             rule = member_of(cell, seed, config).rule
@@ -241,20 +242,20 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     for layer, colour in zip(results.layer.values, COLOURS[3:], strict=False):
         by_name = {name: f"{name} r={rank}" for name in names if f"{name} r={rank}" in config.cells}
         label = "output" if layer == results.layer.values[-1] else f"hidden layer {layer + 1}"
-        _strips(share, names, by_name, last.captured.sel(layer=layer), colour, f"reading {label}")
+        _strips(share, names, by_name, last.captured.sel(layer=layer), colour, label)
     for own, colour in zip(
         sorted({rank_of(cell) for cell in config.cells}), (COLOURS[5], "black", *COLOURS), strict=False
     ):
         by_name = {name: f"{name} r={own}" for name in names if f"{name} r={own}" in config.cells}
         _strips(accuracy, names, by_name, last.test_accuracy, colour, f"r = {own}")
     for here, words, letter in (
-        (share, f"error read, of the most\nthat r = {rank} could", "e"),
+        (share, f"error read, over the most\nthat r = {rank} could read", "e"),
         (accuracy, "test accuracy", "f"),
     ):
         here.set_ylim(len(names) - 0.5, -0.5)
         here.set_yticks(range(len(names)), [READERS[name] for name in names])
         here.set_xlabel(words)
-        here.legend(loc="lower left", handletextpad=0.2)
+        here.legend(loc="lower center", bbox_to_anchor=(0.45, 0.98), ncols=2, handletextpad=0.1, columnspacing=0.8)
         panel_letter(here, letter)
     accuracy.set_yticklabels([])
     return figure
@@ -268,12 +269,13 @@ def _course(axes: Any, results: xr.Dataset, rank: int, config: Config) -> None:
     if (cell := f"Oja r={rank}") in config.cells:
         agreement = results.agreement.sel(cell=cell).median("seed")
         axes.plot(
-            results.step.values, agreement.values, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="other rows"
+            results.step.values, agreement.values, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="training rows instead"
         )
     axes.axhline(min(rank / float(results.width[0]), 1), **THEORY | {"linestyle": ":"}, label="chance, r/m")
     axes.set_xscale("symlog", linthresh=1)
     axes.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
     axes.minorticks_off()
+    axes.set_xlim(-0.2, 1.2 * float(results.step[-1]))
     axes.set_ylim(-0.03, 1.03)
 
 

@@ -47,7 +47,8 @@ class Config(Watching):
     """
 
     cells: tuple[str, ...] = _cells()
-    looks: int = 12
+    steps: int = 240
+    looks: int = 10
     sgd_rate: float = 0.1
     adam_rate: float = 3e-3
     muon_rate: float = 1e-2
@@ -115,9 +116,7 @@ def measured(look: Look, first: Look, before: Look, cell: str) -> dict[str, list
 
     rank = rank_of(cell)
     found: dict[str, list[float]] = {f"{kind}_{what}": [] for kind in KINDS for what in ("rank", "beyond")}
-    changes = (now + step - then for now, step, then in zip(
-        look.view.kernels, look.updates, first.view.kernels, strict=True
-    ))  # fmt: skip
+    changes = (W + step - start for W, step, start in zip(look.kernels, look.updates, first.kernels, strict=True))
     for matrices in list(zip(look.gradients, look.updates, changes, strict=True))[:-1]:
         for kind, matrix in zip(KINDS, matrices, strict=True):
             found[f"{kind}_rank"].append(float(participation_ratio(matrix)))
@@ -129,8 +128,8 @@ def beyond(matrix: np.ndarray, rank: int | None) -> float:
     """Return the share of the squared norm of a matrix that no matrix of that rank can have; NaN for none."""
     if rank is None or not matrix.any():
         return np.nan
-    squares = np.linalg.svd(matrix, compute_uv=False) ** 2
-    return float(squares[rank:].sum() / squares.sum())
+    squares = np.linalg.eigvalsh(matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix)[::-1]
+    return float(squares[rank:].clip(0).sum() / squares.sum())
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
@@ -167,6 +166,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
                 curves(here, results.step.values, runs, _colour(rule), linestyle=NETWORKS[network])
         here.set_xscale("symlog", linthresh=1)
         here.set_xticks([0, 1, 10, 100], ["0", "1", "10", "100"])
+        here.set_xlim(-0.2, 1.2 * config.steps)
         here.set_yscale("log", base=2)
         here.set_yticks(TICKS, list(map(str, TICKS)))
         here.minorticks_off()
