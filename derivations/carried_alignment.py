@@ -22,7 +22,8 @@ def carried_alignment() -> Derivation:
     form = 2 * off * (1 / dimension - 1 / outputs)
 
     def conditions(candidate: sp.Expr) -> tuple[Step, ...]:
-        angle, first, second = sp.Symbol("theta", real=True), *sp.symbols("c_1 c_2", positive=True)
+        angle = sp.Symbol("theta", real=True)
+        first, second = sp.symbols("c_1 c_2", positive=True)
         share = (first * sp.cos(angle) ** 2 + second * sp.sin(angle) ** 2) / (first + second)
 
         def over_angles(expr: sp.Expr) -> sp.Expr:

@@ -72,10 +72,9 @@ def on_data(config: Any, quick: Any, data: str) -> Any:
     return replace(config, data=data)
 
 
-def rank_of(cell: str) -> int | None:
-    """Return the rank that a cell's name ends on, "low-rank r=2"; None if there is none."""
-    number = cell.partition(" r=")[2]
-    return int(number) if number else None
+def rank_of(cell: str) -> int:
+    """Return the rank that a cell's name ends on, "low-rank r=2"; 0 if there is none."""
+    return int(cell.partition(" r=")[2] or 0)
 
 
 def dynamics(
@@ -213,7 +212,8 @@ def _looked(now: Progress, number: int, parts: Sequence[str]) -> list[Look | Non
     """Look at every run, and take the next step."""
     from linfb.engine.run import evaluated, placed
 
-    runs, seen = now.group.runs, []
+    runs = now.group.runs
+    seen: list[tuple[Any, ...] | None] = []
     epoch, step = divmod(number, len(runs[0].splits.train[1]) // runs[0].batch_size)
     accuracies = evaluated(now.group, now.state, placed(runs[0], "test"))[1]
     for run, state in zip(runs, now.states(), strict=True):

@@ -105,7 +105,7 @@ def deviations(results: xr.Dataset, cells: Sequence[str], power: float = 1) -> n
     found = []
     for cell in cells:
         for layer, width in zip(results.layer.values, results.width[0].values, strict=True):
-            here, rank, m = results.isel(step=0).sel(cell=cell, layer=layer), rank_of(cell) or 1, int(width)
+            here, rank, m = results.isel(step=0).sel(cell=cell, layer=layer), rank_of(cell), int(width)
             for captured, D in zip(here.captured.values, here.dimension.values, strict=True):
                 if rank < m and np.isfinite(captured):
                     mean, variance = carried_alignment(rank, m, dimension=D)
@@ -126,7 +126,7 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
         here = results.sel(cell=cell, layer=1)
         found[f"{cell}: gradient of hidden layer 1, start"] = float(here.gradient.isel(step=0).mean())
         found[f"{cell}: gradient of hidden layer 1, end"] = float(here.gradient.isel(step=-1).mean())
-        found[f"{cell}: theory for random readers"] = float(expected(results, rank_of(cell) or 1)[0])
+        found[f"{cell}: theory for random readers"] = float(expected(results, rank_of(cell))[0])
         found[f"{cell}: test accuracy"] = float(here.test_accuracy.isel(step=-1).mean())
     return {name: float(value) for name, value in found.items() if np.isfinite(value)}
 
@@ -168,7 +168,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
 
 
 def _by_rank(cells: Sequence[str], channel: str) -> dict[int, str]:
-    return {rank_of(cell) or 1: cell for cell in cells if cell.startswith(f"{channel} r=")}
+    return {rank_of(cell): cell for cell in cells if cell.startswith(f"{channel} r=")}
 
 
 def _one_channel(axes: Any, start: xr.Dataset, cells: dict[int, str]) -> None:

@@ -125,6 +125,7 @@ def measured(look: Look, first: Look, before: Look, cell: str) -> dict[str, list
     found: dict[str, list[float]] = {"overlap": [], "captured": [], "agreement": [], "kept": []}
     view = look.views["validation"]
     for k, channel in enumerate(view.channels[1:], start=1):
+        assert channel is not None
         rows, P = rows_of(view.carried.reads[k]), channel.filters
         space = principal(rows, len(P))
         found["overlap"].append(float(subspace_overlap(P, space)))
@@ -183,12 +184,13 @@ def _followed(reader: Any, P: np.ndarray, rows: np.ndarray, space: np.ndarray, t
     from linfb.rules.base import View
 
     channel, delta, found = Channel(P=P, M=reader.initial_lateral(len(P))), rows / len(rows), []
+    nothing = cast(Any, None)
     for number in range(1, round(times[-1] / STEP) + 1):
-        z, nothing = reader.read(channel, delta), cast(Any, None)
-        view = View(nothing, None, delta, z, None, channel, nothing, len(rows))
-        moves = reader.gradient(view), reader.lateral_gradient(view)
-        P, M = (None if a is None else a - STEP * move for a, move in zip((channel.P, channel.M), moves, strict=True))
-        channel = channel._replace(P=P, M=M)
+        view = View(nothing, None, delta, reader.read(channel, delta), None, channel, nothing, len(rows))
+        moves = {"P": reader.gradient(view), "M": reader.lateral_gradient(view)}
+        channel = channel._replace(
+            **{name: getattr(channel, name) - STEP * move for name, move in moves.items() if move is not None}
+        )
         if np.isclose(times, number * STEP).any():
             found.append(float(subspace_overlap(channel.filters, space)))
     return found
@@ -248,13 +250,11 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     ):
         by_name = {name: f"{name} r={own}" for name in names if f"{name} r={own}" in config.cells}
         _strips(accuracy, names, by_name, last.test_accuracy, colour, f"r = {own}")
-    for here, words, letter in (
-        (share, f"error read, over the most\nthat r = {rank} could read", "e"),
-        (accuracy, "test accuracy", "f"),
-    ):
+    words = (f"error read, over the most\nthat r = {rank} could read", "test accuracy")
+    for here, label, letter in zip((share, accuracy), words, "ef", strict=True):
         here.set_ylim(len(names) - 0.5, -0.5)
         here.set_yticks(range(len(names)), [READERS[name] for name in names])
-        here.set_xlabel(words)
+        here.set_xlabel(label)
         here.legend(loc="lower center", bbox_to_anchor=(0.45, 0.98), ncols=2, handletextpad=0.1, columnspacing=0.8)
         panel_letter(here, letter)
     accuracy.set_yticklabels([])
@@ -269,7 +269,12 @@ def _course(axes: Any, results: xr.Dataset, rank: int, config: Config) -> None:
     if (cell := f"Oja r={rank}") in config.cells:
         agreement = results.agreement.sel(cell=cell).median("seed")
         axes.plot(
-            results.step.values, agreement.values, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)), label="training rows instead"
+            results.step.values,
+            agreement.values,
+            color=GREY,
+            linewidth=0.9,
+            linestyle=(0, (4, 2)),
+            label="training rows instead",
         )
     axes.axhline(min(rank / float(results.width[0]), 1), **THEORY | {"linestyle": ":"}, label="chance, r/m")
     axes.set_xscale("symlog", linthresh=1)

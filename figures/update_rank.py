@@ -124,9 +124,9 @@ def measured(look: Look, first: Look, before: Look, cell: str) -> dict[str, list
     return found
 
 
-def beyond(matrix: np.ndarray, rank: int | None) -> float:
-    """Return the share of the squared norm of a matrix that no matrix of that rank can have; NaN for none."""
-    if rank is None or not matrix.any():
+def beyond(matrix: np.ndarray, rank: int) -> float:
+    """Return the share of the squared norm of a matrix that no matrix of that rank can have; NaN for rank 0."""
+    if not rank or not matrix.any():
         return np.nan
     squares = np.linalg.eigvalsh(matrix @ matrix.T if len(matrix) < matrix.shape[1] else matrix.T @ matrix)[::-1]
     return float(squares[rank:].clip(0).sum() / squares.sum())

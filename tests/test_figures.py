@@ -806,7 +806,7 @@ def test_updates_have_rank_r_in_linear_networks_under_gradient_descent_alone(res
 def test_share_beyond_a_rank_by_hand():
     assert update_rank.beyond(np.diag([2.0, 1.0, 0.0]), 1) == pytest.approx(0.2)
     assert update_rank.beyond(np.diag([2.0, 1.0, 0.0])[:2], 2) == 0.0
-    assert np.isnan(update_rank.beyond(np.eye(2), None))
+    assert np.isnan(update_rank.beyond(np.eye(2), 0))
     assert np.isnan(update_rank.beyond(np.zeros((2, 2)), 1))
 
 
