@@ -98,8 +98,8 @@ TINY = {
         length=16, width=8, heads=1, epochs=2, learning_rates=(1e-2,),
     ),
     "readers": readers.Config(
-        cells=("fixed P r=1", "fixed P r=2", "Oja r=1", "Oja r=2", "similarity matching r=2", "plain Oja by SGD r=2"),
-        seeds=(0, 1), widths=(16, 16), steps=60, looks=4, frozen_time=30.0,
+        cells=("fixed P r=2", "Oja r=2", "similarity matching r=2", "plain Oja by SGD r=2"),
+        seeds=(0, 1), widths=(16, 16), steps=60, looks=3, frozen_time=25.0,
     ),
     "update_rank": update_rank.Config(
         cells=(
