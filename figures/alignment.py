@@ -1,4 +1,27 @@
-r"""How well channels carry gradients: the angle between the carried and the true one against rank."""
+r"""How well channels carry gradients: the angle between the carried and the true one against rank.
+
+(a) The share of the errors' squared norm that one random channel sees when a perceptron (three hidden layers, batch
+normalisation, ReLU) is at its start, which is the squared cosine between an error and what is carried of it. (b) The
+squared cosine between the carried and the true gradient of every hidden layer, behind all channels above it, with
+random readers and perfect mirrors, at the start. (c) The same for hidden layer 1 after training: readers that stay as
+they were drawn or follow Oja's rule on errors, with perfect mirrors, and Oja's with a mirror that learns from a random
+start as Kolen-Pollack has it.
+
+**Theory** (black; :func:`linfb.theory.carried_alignment`). Over random readers of rank r in m dimensions the squared
+cosine of one channel has mean r/m, whatever the errors are, and a variance that depends on their dimension alone (grey:
+two standard deviations, exact at any m). Independent channels multiply where weights are isotropic: the lines in (b),
+for rectifiers too, are that product. The best reader has the share of the r leading eigenvalues of the errors'
+covariance, 1 once r reaches their rank.
+
+**What is seen** (quick preset: digits, 64 units in every hidden layer, 240 steps, three seeds). Random channels follow
+theory in (a): the root mean square deviation is 1.2 of its standard deviations (18 channels a seed, which share rows,
+so that they are no independent draws), against 8.9 if the cosine itself were r/m. In (b) the product describes seeds'
+medians although theory has no rectifiers, with much scatter below r = 8. Training aligns: in hidden layer 1 the squared
+cosine of fixed readers at r = 8 rises from .01 to .33, that of Oja's readers to .87 (r = 4: .66, r = 2: .35), with no
+threshold at the number of classes. A mirror that learns is what limits then: with it the squared cosine stays at .45
+(r = 8) to .60 (r = 32), and .54 at full rank, where nothing is lost in the reader. It is not what decides accuracy: at
+r = 2 that is .90, .91 and .92. The preset ``cpu`` (CIFAR-10, 512 units) has not been run yet.
+"""
 
 from __future__ import annotations
 
@@ -145,12 +168,18 @@ def plot(results: xr.Dataset, config: Config) -> Any:
         if ranks["fixed P"]:
             cells = list(ranks["fixed P"].values())
             runs = results.gradient.isel(step=0).sel(layer=layer, cell=cells).transpose("seed", "cell")
-            dots(start, list(ranks["fixed P"]), runs, colour, label=f"hidden layer {layer}")
+            dots(start, list(ranks["fixed P"]), runs, colour, label=f"layer {layer}")
     end.plot(fine, theory[:, 0], **THEORY, label="random readers")
     for channel, colour in CHANNELS.items():
         if ranks[channel]:
             runs = results.gradient.isel(step=-1).sel(layer=1, cell=list(ranks[channel].values()))
-            curves(end, list(ranks[channel]), runs.transpose("seed", "cell"), colour, label=channel)
+            curves(
+                end,
+                list(ranks[channel]),
+                runs.transpose("seed", "cell"),
+                colour,
+                label=channel.replace("and Kolen-Pollack", "(Q learned)"),
+            )
     for axes, title, letter in zip(
         (one, start, end), ("one channel", "all channels, at the start", "hidden layer 1, trained"), "abc", strict=True
     ):
