@@ -8,19 +8,19 @@ they were drawn or follow Oja's rule on errors, with perfect mirrors, and Oja's 
 start as Kolen-Pollack has it.
 
 **Theory** (black; :func:`linfb.theory.carried_alignment`). Over random readers of rank r in m dimensions the squared
-cosine of one channel has mean r/m, whatever the errors are, and a variance that depends on their dimension alone (grey:
-two standard deviations, exact at any m). Independent channels multiply where weights are isotropic: the lines in (b),
-for rectifiers too, are that product. The best reader has the share of the r leading eigenvalues of the errors'
+cosine of one channel has mean r/m, whatever the errors are, and a variance that depends on their dimension alone
+(grey: two standard deviations, exact at any m). Independent channels multiply where weights are isotropic: the lines
+in (b), for rectifiers too, are that product. The best reader has the share of the r leading eigenvalues of the errors'
 covariance, 1 once r reaches their rank.
 
 **What is seen** (quick preset: digits, 64 units in every hidden layer, 240 steps, three seeds). Random channels follow
 theory in (a): the root mean square deviation is 1.2 of its standard deviations (18 channels a seed, which share rows,
 so that they are no independent draws), against 8.9 if the cosine itself were r/m. In (b) the product describes seeds'
-medians although theory has no rectifiers, with much scatter below r = 8. Training aligns: in hidden layer 1 the squared
-cosine of fixed readers at r = 8 rises from .01 to .33, that of Oja's readers to .87 (r = 4: .66, r = 2: .35), with no
-threshold at the number of classes. A mirror that learns is what limits then: with it the squared cosine stays at .45
-(r = 8) to .60 (r = 32), and .54 at full rank, where nothing is lost in the reader. It is not what decides accuracy: at
-r = 2 that is .90, .91 and .92. The preset ``cpu`` (CIFAR-10, 512 units) has not been run yet.
+medians although theory has no rectifiers, with much scatter below r = 8. Training aligns: in hidden layer 1 the
+squared cosine of fixed readers at r = 8 rises from .01 to .33, that of Oja's readers to .87 (r = 4: .66, r = 2: .35),
+with no threshold at the number of classes. A mirror that learns is what limits then: with it the squared cosine stays
+at .45 (r = 8) to .60 (r = 32), and .54 at full rank, where nothing is lost in the reader. It is not what decides
+accuracy: at r = 2 that is .90, .91 and .92. The preset ``cpu`` (CIFAR-10, 512 units) has not been run yet.
 """
 
 from __future__ import annotations

@@ -3,28 +3,29 @@ r"""Whether readers find the principal subspace of the errors they read, how fas
 A perceptron with three hidden layers (batch normalisation, ReLU) learns to classify images; errors pass from layer to
 layer through channels of rank r, whose mirrors learn as Kolen-Pollack has it. (a-c) Overlap of what each channel reads
 with the r leading eigenvectors of the second moment of the errors there, on validation rows: the mean squared cosine
-of principal angles, 1 for the same subspace, r/m by chance. Readers stay fixed (the control), follow matrix Oja's rule,
-which is not local to a synapse, or similarity matching with anti-Hebbian lateral connections, which is. The dashed line
-is the overlap of training and validation rows' subspaces. (d) Both rules on errors that do not change, those that
-backpropagation leaves after an epoch, against Oja's flow in closed form (:func:`linfb.theory.oja_metric`). (e) The error
-that is read in the end, over the most that any r directions could read. (f) Test accuracy. P moves by AMSGrad like the
-weights or by gradient descent ("by SGD"), ten times as fast ("fast"); covariances are normalised, or not ("plain").
+of principal angles, 1 for the same subspace, r/m by chance. Readers stay fixed (the control), follow matrix Oja's
+rule, which is not local to a synapse, or similarity matching with anti-Hebbian lateral connections, which is. The
+dashed line is the overlap of training and validation rows' subspaces. (d) Both rules on errors that do not change,
+those that backpropagation leaves after an epoch, against Oja's flow in closed form (:func:`linfb.theory.oja_metric`).
+(e) The error that is read in the end, over the most that any r directions could read. (f) Test accuracy. P moves by
+AMSGrad like the weights or by gradient descent ("by SGD"), ten times as fast ("fast"); covariances are normalised, or
+not ("plain").
 
 **Theory.** On errors that do not change both rules end on the principal subspace; lateral connections put a matrix
 before Oja's flow, which changes its pace and not its end. While the network learns, what is read is learned away: with
 r below the dimension of the errors the largest of what is left is where the channel does not look (hiding,
 :doc:`theory`).
 
-**What is seen** (quick preset: digits, 64 units in every hidden layer, 360 steps of 32 images, three seeds; means at
-r = 2). In hidden layers readers find the subspace: overlaps end at .68 and .85 (Oja) and .84 and .88 (similarity
+**What is seen** (quick preset: digits, 64 units in every hidden layer, 360 steps of 32 images, three seeds; means at r
+= 2). In hidden layers readers find the subspace: overlaps end at .68 and .85 (Oja) and .84 and .88 (similarity
 matching), against .03 by chance and .02 to .03 of fixed readers. Both need a median of 97 and 51 steps for a half:
 local and not local are equally fast. At the output no reader finds it: most overlaps stay *below* chance (.2), as they
 do with a fixed P, which is what hiding is. On errors that do not change Oja's readers are within .014 of the closed
 form, similarity matching is off it by up to .39 on the way, and both end at 1.00. Normalisation makes no difference
-under AMSGrad (.80 and .82 without). Under gradient descent it decides the pace: with thirty times the rate plain readers
-still need 360 and 187 steps for a half, where normalised ones need 187 and 97. To find the subspace is not to learn: the
-fast reader has the largest overlaps (.95 and .90 in 51 and 14 steps) and an accuracy of .58, as the mirror cannot
-follow; all others have .90 to .95, fixed readers .92, and .96 to .97 at r = 5. Sanger's rule is not among the
+under AMSGrad (.80 and .82 without). Under gradient descent it decides the pace: with thirty times the rate plain
+readers still need 360 and 187 steps for a half, where normalised ones need 187 and 97. To find the subspace is not to
+learn: the fast reader has the largest overlaps (.95 and .90 in 51 and 14 steps) and an accuracy of .58, as the mirror
+cannot follow; all others have .90 to .95, fixed readers .92, and .96 to .97 at r = 5. Sanger's rule is not among the
 readers. The preset ``cpu`` (CIFAR-10, 512 units) has not been run yet.
 """
 

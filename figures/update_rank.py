@@ -1,12 +1,12 @@
 r"""What remains of "updates have rank r": the effective rank of weight updates over training.
 
 Errors that went through a channel of rank r lie in r dimensions, and so does the gradient that they make. Then come
-the derivatives of rectifiers and of batch normalisation, which act on every sample apart, and the optimiser. Perceptrons
-with three hidden layers, linear ones too, learn by backpropagation or with channels of rank r in every layer (Oja's
-readers, perfect mirrors). Above, the effective rank of the update of one step, :math:`(\sum_i s_i^2)^2/\sum_i s_i^4` of
-its singular values (medians over hidden layers; thin lines are seeds). Below, after the last step, the share of an
-update's squared norm that no matrix of rank r can have (d, e), and the effective rank of all that the weights have
-moved (f).
+the derivatives of rectifiers and of batch normalisation, which act on every sample apart, and the optimiser.
+Perceptrons with three hidden layers, linear ones too, learn by backpropagation or with channels of rank r in every
+layer (Oja's readers, perfect mirrors). Above, the effective rank of the update of one step, :math:`(\sum_i
+s_i^2)^2/\sum_i s_i^4` of its singular values (medians over hidden layers; thin lines are seeds). Below, after the last
+step, the share of an update's squared norm that no matrix of rank r can have (d, e), and the effective rank of all
+that the weights have moved (f).
 
 **Theory.** In a linear network under gradient descent without momentum updates have rank r at most. Elsewhere nothing
 holds them there: masks and momentum mix subspaces, Adam divides entry by entry, and Muon brings all singular values
@@ -14,14 +14,14 @@ near one, also those that masks or the turning of P made ever so small.
 
 **What is seen** (quick preset: digits, 64 units in every hidden layer, 240 steps, three seeds; medians). The bound
 holds where it should: the largest share of a gradient beyond rank r is 2e-14 in linear networks, but up to .35 with
-rectifiers and .51 with batch normalisation. At r = 2 the share of the update is 6e-12, .03 and .27 (linear, ReLU, batch
-normalisation) under SGD, .01, .28 and .39 under Adam, and .68, .92 and .94 under Muon. So "updates have rank r" is a
-statement about linear networks under SGD; under Muon even a linear network breaks it. Effective ranks are low anyway:
-at the end that of backpropagation's update is 1.3 to 2.3 under SGD and 2.4 to 4.7 under Adam, no more than with
-channels, and the most with batch normalisation. Muon makes them 53 for all rules with batch normalisation. What low
-rank leaves is seen in the whole change: 10 against 14 (SGD) and 11 against 16 (Adam) of backpropagation, with batch
-normalisation, at r = 2; 33 against 35 under Muon. The rates of the optimisers were not chosen on validation. The preset
-``cpu`` (CIFAR-10, 512 units) has not been run yet.
+rectifiers and .51 with batch normalisation. At r = 2 the share of the update is 6e-12, .03 and .27 (linear, ReLU,
+batch normalisation) under SGD, .01, .28 and .39 under Adam, and .68, .92 and .94 under Muon. So "updates have rank r"
+is a statement about linear networks under SGD; under Muon even a linear network breaks it. Effective ranks are low
+anyway: at the end that of backpropagation's update is 1.3 to 2.3 under SGD and 2.4 to 4.7 under Adam, no more than
+with channels, and the most with batch normalisation. Muon makes them 53 for all rules with batch normalisation. What
+low rank leaves is seen in the whole change: 10 against 14 (SGD) and 11 against 16 (Adam) of backpropagation, with
+batch normalisation, at r = 2; 33 against 35 under Muon. The rates of the optimisers were not chosen on validation. The
+preset ``cpu`` (CIFAR-10, 512 units) has not been run yet.
 """
 
 from __future__ import annotations
