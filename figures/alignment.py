@@ -14,7 +14,7 @@ in (b), for rectifiers too, are that product. The best reader has the share of t
 covariance, 1 once r reaches their rank.
 
 **What is seen** (quick preset: digits, 64 units in every hidden layer, 240 steps, three seeds). Random channels follow
-theory in (a): the root mean square deviation is 1.2 of its standard deviations (18 channels a seed, which share rows,
+theory in (a): the root mean square deviation is 1.2 of its standard deviations (16 channels a seed, which share rows,
 so that they are no independent draws), against 8.9 if the cosine itself were r/m. In (b) the product describes seeds'
 medians although theory has no rectifiers, with much scatter below r = 8. Training aligns: in hidden layer 1 the
 squared cosine of fixed readers at r = 8 rises from .01 to .33, that of Oja's readers to .87 (r = 4: .66, r = 2: .35),
