@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -208,14 +208,15 @@ def frozen(config: Config, resources: Resources) -> dict[str, np.ndarray]:
 
 def _followed(reader: Any, P: np.ndarray, rows: np.ndarray, space: np.ndarray, times: np.ndarray) -> list[float]:
     """Let a reader descend in small steps; return how much of a subspace it has found at some times."""
+    from linfb.engine import Dense
     from linfb.observables.measures import subspace_overlap
     from linfb.rules import Channel
     from linfb.rules.base import View
 
     channel, delta, found = Channel(P=P, M=reader.initial_lateral(len(P))), rows / len(rows), []
-    nothing = cast(Any, None)
+    layer = Dense(1, rows.shape[1])  # readers do not ask for it
     for number in range(1, round(times[-1] / STEP) + 1):
-        view = View(nothing, None, delta, reader.read(channel, delta), None, channel, nothing, len(rows))
+        view = View(layer, None, delta, reader.read(channel, delta), None, channel, iter, len(rows))
         moves = {"P": reader.gradient(view), "M": reader.lateral_gradient(view)}
         channel = channel._replace(
             **{name: getattr(channel, name) - STEP * move for name, move in moves.items() if move is not None}

@@ -24,6 +24,7 @@ from figures import (
     _style,
     _training,
     _variants,
+    _watched,
     alignment,
     classes,
     constrained,
