@@ -25,7 +25,7 @@ from typing import Any
 
 NAMES = (
     "modes", "rank", "threshold", "learning_times", "mlp", "constrained", "classes", "networks", "receptive_fields",
-    "language", "phase_diagram", "regimes", "wide", "committee",
+    "language", "phase_diagram", "regimes", "wide", "committee", "readers", "update_rank", "alignment",
 )  # fmt: skip
 """All figures, in the order in which they are made."""
 PRESETS = ("quick", "cpu", "paper")

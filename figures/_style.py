@@ -101,7 +101,7 @@ def curves(axes: Any, x: Any, runs: Any, colour: str, **options: Any) -> None:
     for run in np.asarray(runs):
         axes.plot(x, run, "-", color=colour, linewidth=0.5, alpha=0.5, zorder=1)
         axes.plot(x, run, ".", color=colour, markersize=2.5, alpha=0.6, markeredgewidth=0, zorder=1)
-    axes.plot(x, np.median(runs, axis=0), "-", color=colour, linewidth=1.5, zorder=2, **options)
+    axes.plot(x, np.median(runs, axis=0), color=colour, linewidth=1.5, zorder=2, **options)
 
 
 def strip(axes: Any, place: float, runs: Any, colour: str) -> None:

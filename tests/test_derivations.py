@@ -32,7 +32,15 @@ REQUIRED = {
     *("mirror_alignment", "constant_mismatch_invariant", "fixed_feedback_invariant", "effective_teacher"),
     *("m_balancedness", "passive_readout", "exact_trajectory", "exact_trajectory_small", "riccati"),
     *("linear_regression_limit", "single_mode", "critical_mode", "half_time", "saxe_mode", "end_point", "threshold"),
-    *("vanishing_decay", "overlap_law", "overlap_spectrum", "feedback_alignment_mode", "oja_flow", "local_rule"),
+    *(
+        "vanishing_decay",
+        "overlap_law",
+        "overlap_spectrum",
+        "carried_alignment",
+        "feedback_alignment_mode",
+        "oja_flow",
+        "local_rule",
+    ),
     *("feedback_alignment_stationary", "turning_condition", "deep_invariants_three", "deep_invariants_four"),
 }
 

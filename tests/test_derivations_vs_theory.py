@@ -299,6 +299,16 @@ def test_unbalanced_mode():
         differ(theory.unbalanced_mode_strength(t, s, a * b, 0.9 * mu, kappa=kappa), found)
 
 
+def test_carried_alignment():
+    variance = formula("carried_alignment")
+    for rng in draws(21):
+        outputs = int(rng.integers(3, 12))
+        rank, dimension = int(rng.integers(1, outputs)), rng.uniform(1.0, outputs)
+        found = theory.carried_alignment(rank, outputs, dimension=dimension)
+        agree(found, (rank / outputs, variance(float(rank), float(outputs), dimension)))
+        differ(100 * found[1], 100 * variance(float(rank), float(outputs), 1.01 * dimension))
+
+
 def test_feedback_alignment_mode():
     elapsed = formula("feedback_alignment_mode")
     times = np.array([0.05, 0.2, 0.5, 1.0, 2.0])

@@ -24,6 +24,8 @@ from figures import (
     _style,
     _training,
     _variants,
+    _watched,
+    alignment,
     classes,
     committee,
     constrained,
@@ -34,13 +36,16 @@ from figures import (
     networks,
     phase_diagram,
     rank,
+    readers,
     receptive_fields,
     regimes,
     threshold,
+    update_rank,
     wide,
 )  # fmt: skip
 from linfb import rules
 from linfb.engine import Member, sgd, train_ensemble
+from linfb.engine import mlp as mlp_network
 from linfb.experiments import Store
 
 ROOT = Path(figures.__file__).parents[1]
@@ -105,9 +110,23 @@ TINY = {
         reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
         n_times=161,
     ),
-    ),
     "wide": wide.Config(widths=(32, 256), seeds=(0, 1, 2), train=12, test=20, times=(0.0, 2.0, 10.0, 20.0)),
     "committee": committee.Config(n_in=100, t_max=5.0, n_times=4, inputs=(16, 64), runs=20),
+    "readers": readers.Config(
+        cells=("fixed P r=2", "Oja r=2", "similarity matching r=2", "plain Oja by SGD r=2"),
+        seeds=(0, 1), widths=(16, 16), steps=60, looks=3, frozen_time=25.0,
+    ),
+    "update_rank": update_rank.Config(
+        cells=(
+            "SGD / linear / low-rank r=2", "SGD / ReLU / low-rank r=2", "SGD / linear / backpropagation",
+            "Muon / linear / low-rank r=2", "Adam / batch norm / low-rank r=2", "Adam / batch norm / low-rank r=5",
+        ),
+        seeds=(0,), widths=(16, 16), steps=12, looks=3,
+    ),
+    "alignment": alignment.Config(
+        cells=("fixed P r=1", "fixed P r=4", "fixed P r=12", "Oja r=1", "Oja r=4"), seeds=(0, 1), widths=(12, 12),
+        steps=20,
+    ),
 }  # fmt: skip
 
 
@@ -745,6 +764,110 @@ def test_dimensions_of_made_rows(shift):
 
 
 # What the cache depends on
+
+
+def few(splits, rows):
+    """Return splits with fewer training rows."""
+    return replace(splits, train=type(splits.train)(*(array[:rows] for array in splits.train)))
+
+
+def test_watched_runs_are_those_of_training():
+    """What is looked at after an epoch is what training has then; a step leads from one look to the next."""
+    splits = few(readers.CONFIGS["quick"].splits(HERE), 100)
+    model, members = mlp_network(64, (8,), 10), [Member(rules.low_rank(k), sgd(0.1), s) for k in (1, 3) for s in (0, 1)]
+    looks = list(_watched.watched(splits, model, members, (0, 1, 5, 6), batch_size=20))
+    runs = train_ensemble(splits, model, members, epochs=1, batch_size=20, progress=False)
+    trained = runs.test_accuracy.sel(weights="last").values
+    assert [look.accuracy for look in looks[2]] == pytest.approx(list(trained), abs=1e-12)  # five steps are an epoch
+    assert [look.accuracy for look in looks[0]] != pytest.approx(list(trained), abs=1e-2)
+    for before, after in ((looks[0], looks[1]), (looks[2], looks[3])):
+        for then, now in zip(before, after, strict=True):
+            for W, update, gradient, later in zip(then.kernels, then.updates, then.gradients, now.kernels,
+                                                  strict=True):  # fmt: skip
+                np.testing.assert_allclose(W + update, later, rtol=0, atol=1e-12)
+                np.testing.assert_allclose(update, -0.1 * gradient, rtol=0, atol=1e-7 * np.abs(W).max())  # float32
+                assert np.abs(update).max() > 1e-5
+
+
+def test_a_run_that_is_not_finite_is_missing_and_the_others_go_on():
+    splits, model = few(readers.CONFIGS["quick"].splits(HERE), 100), mlp_network(64, (8,), 10, norm=None)
+    members = [Member(rules.low_rank(1), sgd(rate), 0) for rate in (0.01, 1e30)]
+    last = list(_watched.watched(splits, model, members, (0, 3), batch_size=20))[-1]
+    assert last[0] is not None
+    assert last[1] is None
+
+
+def test_looks_are_spread_over_all_steps():
+    assert _watched.spread(100, 5) == (0, 1, 5, 22, 100)
+    assert _watched.spread(3, 12) == (0, 1, 2, 3)
+
+
+def test_adaptive_readers_find_the_errors_and_fixed_ones_do_not(results):
+    found = results["readers"]
+    np.testing.assert_allclose(found.overlap, found.overlap.clip(0, 1 + 1e-9), rtol=0, atol=0)
+    close = readers.checks(found, TINY["readers"])
+    for name, cell in (("Oja", "Oja r=2"), ("similarity matching", "similarity matching r=2")):
+        assert close[f"{cell}: frozen errors, overlap at the end"] > 0.9, name
+    # Oja's small steps follow the flow to their order, 0.05; the lateral connections have a flow of their own
+    assert close["Oja r=2: frozen errors, largest deviation from the flow"] < 0.05
+    last = found.isel(step=-1).sel(layer=1)
+    gain = last.captured.sel(cell="Oja r=2") - last.captured.sel(cell="fixed P r=2")
+    assert (gain > 0.1).all()
+
+
+def test_what_readers_have_found_by_hand():
+    rows = np.diag([3.0, 2.0, 1.0])
+    assert np.abs(readers.principal(rows, 2)).tolist() == [[1, 0], [0, 1], [0, 0]]
+    reader = rules.readers.Oja(start=[[1.0, 0.0, 0.0]])
+    still = readers._followed(reader, np.array([[0.0, 1.0, 0.0]]), rows, np.eye(3)[:, :1], np.array([1.0]))
+    assert still == [0.0]  # an eigenvector without anything of the leading one is left alone
+
+
+def test_every_way_of_moving_P_is_the_one_it_is_called():
+    config = readers.CONFIGS["quick"]
+    for cell in config.cells:
+        member = readers.member_of(cell, 3, config)
+        reader, own = member.rule.reader, member.optimizer.P
+        name, _, rank = cell.partition(" r=")
+        assert member.rule.rank == int(rank)
+        assert reader.learns == (name != "fixed P")
+        assert (own is not None) == name.endswith("SGD")
+        if reader.learns:
+            assert reader.covariance == ("second_moment" if name.startswith("plain") else "normalised")
+            assert (reader.name == "similarity_matching") == name.startswith("similarity")
+        if own is not None:
+            assert own.learning_rate == pytest.approx(0.01 * {"Oja": 1, "fast": 10, "plain": 30}[name.split()[0]])
+
+
+def test_updates_have_rank_r_in_linear_networks_under_gradient_descent_alone(results):
+    checks = update_rank.checks(results["update_rank"], TINY["update_rank"])
+    assert checks["SGD / linear / low-rank r=2: update, beyond"] < 1e-6  # single precision: of squares
+    assert checks["linear: largest share of a gradient beyond rank r"] < 1e-6
+    for cell in ("SGD / ReLU / low-rank r=2", "Adam / batch norm / low-rank r=2", "Muon / linear / low-rank r=2"):
+        assert checks[f"{cell}: update, beyond"] > 0.01
+    assert (
+        checks["SGD / linear / low-rank r=2: update, rank"]
+        <= 2
+        < checks["SGD / linear / backpropagation: update, rank"]
+    )
+
+
+def test_share_beyond_a_rank_by_hand():
+    assert update_rank.beyond(np.diag([2.0, 1.0, 0.0]), 1) == pytest.approx(0.2)
+    assert update_rank.beyond(np.diag([2.0, 1.0, 0.0])[:2], 2) == 0.0
+    assert np.isnan(update_rank.beyond(np.eye(2), 0))
+    assert np.isnan(update_rank.beyond(np.zeros((2, 2)), 1))
+
+
+def test_random_channels_capture_what_theory_says(results):
+    found, cells = results["alignment"], ["fixed P r=1", "fixed P r=4"]
+    off = alignment.deviations(found, cells)
+    assert len(off) == 2 * 2 * 2
+    assert np.abs(off).max() < 4
+    assert np.abs(alignment.deviations(found, ["fixed P r=4"], power=2)).max() > 2  # as if cosines were r/m
+    np.testing.assert_allclose(found.captured.sel(cell="fixed P r=12"), 1.0, atol=1e-9)
+    assert alignment.expected(found, 4) == pytest.approx([4 / 12 * 4 / 10, 4 / 10])
+    np.testing.assert_allclose(found.gradient.sel(cell="fixed P r=12", step=0), 1.0, atol=1e-6)  # no channel at all
 
 
 @pytest.fixture

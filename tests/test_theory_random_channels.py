@@ -6,7 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
+from linfb.observables.measures import cosine, participation_ratio
 from linfb.theory import (
+    carried_alignment,
     expected_learned_fraction,
     learned_modes,
     overlap_atoms,
@@ -48,6 +50,46 @@ def test_overlap_of_one_direction(rank, n_out):
         assert abs(z_score((kappa <= law.ppf(level)).astype(float), level)) < 4
     assert law.mean() == pytest.approx(rank / n_out, rel=1e-14)
     assert abs(z_score(kappa, (rank / n_out) ** 2)) > 4  # as if reading and writing each cost a share
+
+
+@pytest.mark.parametrize(("rank", "n_out", "decay"), [(1, 4, 0.3), (3, 8, 0.5), (6, 9, 0.8), (2, 6, 1.0)])
+def test_alignment_of_errors_of_many_dimensions(rank, n_out, decay):
+    rotation = np.linalg.qr(np.random.default_rng(1).standard_normal((n_out, n_out)))[0]
+    errors = decay ** np.arange(n_out)[:, None] * rotation
+    found = np.array([cosine(errors @ P.T @ P, errors) ** 2 for P in readers(n_out, rank)])
+    mean, variance = carried_alignment(rank, n_out, dimension=participation_ratio(errors))
+    if decay == 1.0:  # errors alike in all directions leave nothing to chance
+        assert_close(found, mean, 1e-12)
+        assert variance < 1e-15
+        return
+    squares = (found - mean) ** 2
+    assert abs(z_score(found, mean)) < 4
+    assert abs(z_score(squares, variance)) < 4
+    assert abs(z_score(found, mean**2)) > 4  # as if the cosine itself were r / m
+    assert abs(z_score(squares, overlap_distribution(rank, n_out).var())) > 4 or decay < 0.4  # as if D were 1
+
+
+def test_alignment_behind_isotropic_weights():
+    """Two independent channels behind isotropic weights multiply their shares, up to the scatter of either."""
+    n_out, ranks = 12, (3, 6)
+    rng = np.random.default_rng(2)
+    errors, W = rng.standard_normal((40, n_out)), np.linalg.qr(rng.standard_normal((n_out, n_out)))[0]
+    pairs = zip(readers(n_out, ranks[0]), readers(n_out, ranks[1], seed=5), strict=True)
+    found = [cosine(errors @ P.T @ P @ W @ R.T @ R, errors @ W) ** 2 for P, R in pairs]
+    expected = np.prod([carried_alignment(rank, n_out)[0] for rank in ranks])
+    assert abs(z_score(found, expected)) < 4
+    assert abs(z_score(found, carried_alignment(min(ranks), n_out)[0])) > 4  # as if the narrower one decided
+
+
+def test_an_aligned_reader_has_the_largest_cosine():
+    spectrum = np.array([4.0, 2.0, 1.0, 1.0, 0.0, 0.0])
+    errors = np.diag(np.sqrt(spectrum))
+    for rank in range(1, 6):
+        best = cosine(errors * (np.arange(6) < rank), errors) ** 2
+        assert best == pytest.approx(spectrum[:rank].sum() / spectrum.sum(), rel=1e-14)
+        drawn = [cosine(errors @ P.T @ P, errors) ** 2 for P in readers(6, rank)]
+        assert max(drawn) <= best + 1e-12
+        assert np.mean(drawn) < best - 0.05
 
 
 def second_moment(n_out, rank, task_rank):
@@ -196,6 +238,10 @@ def test_bad_fractions_are_named(function, name, value):
 @pytest.mark.parametrize(
     ("call", "name"),
     [
+        (lambda: carried_alignment(0, 4), "rank"),
+        (lambda: carried_alignment(5, 4), "rank"),
+        (lambda: carried_alignment(1, 1), "n_out"),
+        (lambda: carried_alignment(1, 4, dimension=4.5), "dimension"),
         (lambda: overlap_density(np.nan, 0.5, 0.5), "x"),
         (lambda: expected_learned_fraction(0.5, 0.5, -0.1), "threshold"),
         (lambda: time_to_half_cdf(-1.0, 1.0, 0.1, 1, 3), "t"),

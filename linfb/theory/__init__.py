@@ -9,6 +9,7 @@ _HOME = {
     "CommitteeLearning": "committee",
     "committee_learning": "committee",
     "committee_loss": "committee",
+    "carried_alignment": "random_channels",
     "conserved": "balance",
     "critical_reader_rate": "turning",
     "critical_reader_rate_at": "turning",
@@ -53,9 +54,9 @@ _HOME = {
     "time_to_half": "modes",
     "time_to_half_cdf": "random_learning",
     "time_to_half_quantile": "random_learning",
-    "unbalanced_mode_strength": "unbalanced",
     "turning_exponent": "turning",
     "typical_deep_slowdown": "deep",
+    "unbalanced_mode_strength": "unbalanced",
 }
 
 __all__ = sorted(_HOME)

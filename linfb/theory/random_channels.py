@@ -60,6 +60,62 @@ def overlap_distribution(rank: int, n_out: int) -> Any:
     return beta(rank / 2, (n_out - rank) / 2)
 
 
+def carried_alignment(rank: int, n_out: int, *, dimension: float = 1.0) -> tuple[float, float]:
+    r"""Return mean and variance of the squared cosine between an error and what a random channel carries of it.
+
+    .. math::
+        \cos^2 = \frac{\langle\|P\delta\|^2\rangle}{\langle\|\delta\|^2\rangle}
+        = \frac{\operatorname{tr} MC}{\operatorname{tr} C}, \qquad
+        \langle\cos^2\rangle = \frac rm, \qquad
+        \operatorname{var} \cos^2 = \frac{2r(m - r)}{m(m - 1)(m + 2)}\Bigl(\frac1D - \frac1m\Bigr)
+
+    with :math:`M = P^\top P`, :math:`C = \langle\delta\delta^\top\rangle` and the dimension of the errors
+    :math:`D = (\operatorname{tr} C)^2/\operatorname{tr} C^2`.
+
+    Parameters
+    ----------
+    rank : int
+        Number r of orthonormal rows of P, from 1 to n_out.
+    n_out : int
+        Number m of outputs, at least 2.
+    dimension : float
+        D, from 1 (all errors in one direction) to n_out (equal in all); of errors in rows,
+        :func:`linfb.observables.measures.participation_ratio`.
+
+    Returns
+    -------
+    mean, variance : float
+        Over channels; the cosine is that of all errors of a batch at once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no number in its range.
+
+    Notes
+    -----
+    P uniform over matrices with orthonormal rows, errors fixed. Exact at any size. The mean does not depend on the
+    errors, so that a random channel aligns no better however few dimensions they have; only the scatter does. For D = 1
+    these are the moments of :func:`overlap_distribution`. The same cosine holds one layer below, behind a mirror
+    Q = P W, if the weights are isotropic, :math:`WW^\top \propto I`; there independent channels multiply their means.
+    An aligned reader, whose rows span the r leading eigenvectors of C, has the largest cosine of all,
+    :math:`\cos^2 = \sum_{i\le r} c_i/\operatorname{tr} C` with the eigenvalues c of C: 1 from the rank of C on.
+    Checked in ``tests/test_theory_random_channels.py``.
+
+    References
+    ----------
+    :cite:p:`absil2006`
+
+    Examples
+    --------
+    >>> carried_alignment(2, 8)[0], carried_alignment(2, 8, dimension=8)
+    (0.25, (0.25, 0.0))
+    """
+    m, r = integer("n_out", n_out, at_least=2), integer("rank", rank, at_least=1, at_most=n_out)
+    D = real("dimension", dimension, at_least=1.0, at_most=m)
+    return r / m, 2 * r * (m - r) / (m * (m - 1) * (m + 2)) * (1 / D - 1 / m)
+
+
 def overlap_density(x: Any, rank_fraction: float, task_fraction: float) -> np.ndarray:
     r"""Return the continuous part of the density of the overlaps of a task with a random channel, for wide outputs.
 
