@@ -23,8 +23,8 @@ from importlib import import_module
 from typing import Any
 
 NAMES = (
-    "modes", "rank", "threshold", "learning_times", "mlp", "constrained", "classes", "networks", "receptive_fields",
-    "language",
+    "modes", "rank", "threshold", "learning_times", "mlp", "constrained", "classes", "networks", "blocks",
+    "transformer", "receptive_fields", "language",
 )  # fmt: skip
 """All figures, in the order in which they are made."""
 PRESETS = ("quick", "cpu", "paper")

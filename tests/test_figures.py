@@ -77,12 +77,13 @@ TINY = {
             "retina / zero feedback",
         ),
         train=400, validation=100,
-        vgg=networks.Training(
-            {"widths": (6,), "dense": 16}, 4, 1, 50, (1e30, 1e-2), "rmsprop", 0.0, ("Exponential", 0.9), ("flip",)
+        vgg=networks.Ranked(
+            {"widths": (6,), "dense": 16}, 1, 50, (1e30, 1e-2), "rmsprop", 0.0, ("Exponential", 0.9), ("flip",), 4
         ),
-        vit=networks.Training({"patch": 4, "width": 8, "depth": 1, "heads": 2}, 4, 2, 50, (1e-2,)),
-        retina=networks.Training(
-            {"width": 4, "bottleneck": 4, "size": 3, "ventral": 1, "dense": 16, "dropout": 0.0}, 4, 2, 10, (1e-2, 1e-6)
+        vit=networks.Ranked({"patch": 4, "width": 8, "depth": 1, "heads": 2}, 2, 50, (1e-2,), rank=4),
+        retina=networks.Ranked(
+            {"width": 4, "bottleneck": 4, "size": 3, "ventral": 1, "dense": 16, "dropout": 0.0}, 2, 10, (1e-2, 1e-6),
+            rank=4,
         ),
     ),
     "receptive_fields": receptive_fields.Config(
