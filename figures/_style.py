@@ -118,14 +118,15 @@ def strip(axes: Any, place: float, runs: Any, colour: str) -> None:
         axes.plot([place - 0.3, place + 0.3], [np.median(shown)] * 2, "-", color=colour, linewidth=1.8)
 
 
-def levels(axes: Any, accuracy: Any, cells: Any) -> None:
-    """Draw accuracies without a channel, of those cells that are there: seeds as thin lines, medians as thick ones."""
-    for cell, look in (("backpropagation", "-"), ("zero feedback", (0, (4, 2)))):
+def levels(axes: Any, accuracy: Any, cells: Any, nothing: str = "zero feedback") -> None:
+    """Draw accuracies without a channel, where their cells are there: seeds as thin lines, medians as thick ones."""
+    lines = {"backpropagation": ("backpropagation", "-"), "zero feedback": (nothing, (0, (4, 2)))}
+    for label, (cell, look) in lines.items():
         if cell in cells:
             runs = accuracy.sel(cell=cell)
             for run in runs.values:
                 axes.axhline(run, color=GREY, linewidth=0.4, alpha=0.6, linestyle=look, zorder=0)
-            axes.axhline(float(runs.median()), color=GREY, linewidth=1.1, linestyle=look, label=cell, zorder=0)
+            axes.axhline(float(runs.median()), color=GREY, linewidth=1.1, linestyle=look, label=label, zorder=0)
 
 
 def published(axes: Any, numbers: Any, spread: float | None, colour: str, label: str) -> None:

@@ -55,7 +55,7 @@ def _cells(ranks: tuple[str, ...], ablated: tuple[str, ...]) -> tuple[str, ...]:
     return ("backpropagation", *NOTHING, *narrow, *(f"{name} r={r}" for name in [*ABLATION][1:] for r in ablated))
 
 
-_QUICK = replace(VGG["quick"], sizes={"widths": (8, 8, 8), "dense": 32, "dropout": 0.0}, batch_size=64)
+_QUICK = Training({"widths": (8, 8, 8), "dense": 32, "dropout": 0.0}, epochs=7, batch_size=64, learning_rates=(1e-2,))
 
 
 @dataclass(frozen=True)
@@ -157,35 +157,36 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
 
 def plot(results: xr.Dataset, config: Config) -> Any:
     """Return the figure: test accuracy against the share of channels, what has to learn, and the paper's ablation."""
-    figure = new_figure(PAGE, 2.9)
+    figure = new_figure(PAGE, 3.1)
     left, middle, right = figure.subplots(1, 3, width_ratios=(1.2, 1.1, 1))
+    accuracy = results.test_accuracy.transpose("seed", "cell")
     narrow = [cell for cell in config.cells if "r=" in cell]
-    ranks = sorted({Fraction(cell.partition("=")[2]) for cell in narrow}, key=lambda rank: (rank >= 1, rank))
+    ranks = sorted({_rank(cell) for cell in narrow}, key=lambda rank: (rank >= 1, rank))
     for place, colour in zip(PLACES, COLOURS, strict=False):
-        cells = {ranks.index(Fraction(cell.partition("=")[2])): cell for cell in narrow if cell.startswith(place)}
+        cells = sorted((cell for cell in narrow if cell.startswith(place)), key=lambda cell: ranks.index(_rank(cell)))
         if cells:
-            places = sorted(cells)
-            runs = results.test_accuracy.sel(cell=[cells[i] for i in places]).transpose("seed", "cell")
-            curves(left, [i + 1 for i in places], runs, colour, label=place)
+            curves(
+                left, [ranks.index(_rank(cell)) + 1 for cell in cells], accuracy.sel(cell=cells), colour, label=place
+            )
     for nothing, colour in zip(NOTHING, (GREY, COLOURS[1]), strict=True):
         if nothing in config.cells:
-            dots(left, [0], results.test_accuracy.sel(cell=[nothing]).transpose("seed", "cell"), colour)
+            dots(left, [0], accuracy.sel(cell=[nothing]), colour)
     left.set_xticks(range(len(ranks) + 1), ["0", *map(str, ranks)])
-    left.set_xlabel("rank of the channels / channels")
-    left.set_title(f"narrow feedback into blocks ({config.data})")
+    left.set_xlabel("rank / channels of a layer")
+    left.set_ylabel("test accuracy")
+    left.set_title(f"narrow blocks ({config.data})")
 
-    ablated = [cell for cell in narrow if not cell.startswith(PLACES)]
-    shown = {cell.partition("=")[2] for cell in ablated}
-    ablated = [f"all blocks r={rank}" for rank in shown if f"all blocks r={rank}" in narrow] + ablated
-    colours = dict(zip(ABLATION, COLOURS[2:], strict=False))
+    shares = {_rank(cell) for cell in narrow if not cell.startswith(PLACES)}
+    ablated = [cell for cell in narrow if not cell.startswith(PLACES[:2]) and _rank(cell) in shares]
     for i, cell in enumerate(ablated):
-        strip(middle, i, results.test_accuracy.sel(cell=cell).values, colours[cell.partition(" r=")[0]])
-    names = [f"{ABLATION[name]}\n{rank}" for name, _, rank in (cell.partition(" r=") for cell in ablated)]
+        name = cell.partition(" r=")[0]
+        strip(middle, i, accuracy.sel(cell=cell).values, COLOURS[2 + list(ABLATION).index(name)])
+    names = [f"{ABLATION[cell.partition(' r=')[0]]}\n{_rank(cell)}" for cell in ablated]
     middle.set_xticks(range(len(ablated)), names)
-    middle.set_title("what learns in all blocks")
     middle.sharey(left)
+    middle.set_title("what learns in all blocks")
     for axes in (left, middle):
-        levels(axes, results.test_accuracy, set(config.cells) & {"backpropagation"})
+        levels(axes, accuracy, config.cells, NOTHING[0])
 
     for name, colour in (("P and Q", COLOURS[2]), ("Q only", COLOURS[3])):
         published(right, PAPER[name], None, colour, "")
@@ -193,11 +194,14 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     right.axhline(PAPER["backpropagation"], color=GREY, linewidth=1.1)
     right.set_xscale("log", base=2)
     right.set_xticks(list(PAPER["Q only"]), list(map(str, PAPER["Q only"])))
-    right.set_xlabel("rank of 32")
-    right.set_title("paper: 9x9 network, grey CIFAR-10")
+    right.set_xlabel("rank (of 32)")
+    right.set_title("the paper's, of another network")
+    right.legend(loc="lower right")
     for axes, letter in zip((left, middle, right), "abc", strict=True):
         panel_letter(axes, letter)
-    left.set_ylabel("test accuracy")
-    left.legend(loc="lower right")
-    right.legend(loc="lower right")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
     return figure
+
+
+def _rank(cell: str) -> Fraction:
+    return Fraction(cell.partition("=")[2])
