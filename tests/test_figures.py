@@ -94,7 +94,7 @@ TINY = {
             "backpropagation", *blocks.NOTHING, "second block r=1/4", "all blocks r=1/4", "all blocks r=1/2",
             "Q only r=1/2", "neither r=1/2",
         ),
-        train=400, validation=100,
+        seeds=(0,), train=200, validation=100,
         network=_training.Training({"widths": (4, 4, 4), "dense": 8, "dropout": 0.0}, 1, 50, (1e-2,)),
         epochs={"second block": 2},
     ),
