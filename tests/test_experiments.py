@@ -240,6 +240,14 @@ def test_results_come_back_as_they_were(store):
     assert not found.identical(run(Walk(), 4))
 
 
+def test_results_can_be_joined_and_written_again_with_their_names_whole(store):
+    names = ("short", "a longer name", "a longer number")
+    for name in names:
+        store.write(name, xr.Dataset({"x": ("cell", [1.0])}, {"cell": [name]}), {})
+    store.write("all", xr.concat([store.read(name)[0] for name in names], dim="cell"), {})
+    assert store.read("all")[0].cell.values.tolist() == list(names)
+
+
 def test_a_file_of_which_anything_changed_is_never_read(store):
     store.write("k", run(Walk(), 3), {"seed": 3})
     path = store.folder / "k.nc"

@@ -180,7 +180,7 @@ class Store:
         if _sha256(content) != data[1]:
             raise DamagedResult(f"{key}.nc does not have the checksum that was recorded")
         with xr.open_dataset(io.BytesIO(content), engine="h5netcdf") as dataset:
-            return dataset.load(), record
+            return dataset.load().drop_encoding(), record  # else text that is joined to this is cut to its width
 
     def record(self, key: str) -> dict[str, Any]:
         """Return the record of a result without reading its data; raises as :meth:`read` does."""
