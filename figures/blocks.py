@@ -20,11 +20,10 @@ output, a narrow channel could carry it all; below, narrow channels should cost 
 the second .84. With channels of 1/2, 1/4 and 1/8 of the channels the last block has .90, .77 and .59, the second .90,
 .80 and .89, all blocks .80, .71 and .42. So one block may be narrowed to a half for .02, all of them cost .12, and a
 single channel of eight is *worse* than no feedback where the last block has it. At 1/4 in all blocks P and Q together
-have .71, Q alone .76, P alone .68 and neither .53: learning
-something helps, but the seeds of the first three overlap, and an advantage of learning P too, as in the paper's network,
-is not seen. Mirrors start at random here and have
-some hundred steps: the figure cannot tell slow mirrors from narrow channels. The presets ``cpu`` (8,000 images of
-CIFAR-10, 16 to 64 channels, four epochs) and ``paper`` have not been run yet.
+have .71, Q alone .76, P alone .68 and neither .53: learning something helps, but the seeds of the first three overlap,
+and an advantage of learning P too, as in the paper's network, is not seen. Mirrors start at random here and have some
+hundred steps: the figure cannot tell slow mirrors from narrow channels. The presets ``cpu`` (8,000 images of CIFAR-10,
+16 to 64 channels, four epochs) and ``paper`` have not been run yet.
 
 **To vary it**: ``--set "cells=backpropagation,all blocks r=1/16,all blocks r=4"`` (a fraction of a layer's channels,
 or a number of them).

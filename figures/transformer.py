@@ -31,11 +31,11 @@ rate from three about the paper's, and that the schedule acts on the rates of P 
 blocks, twelve epochs, two seeds). Backpropagation has .95, zero feedback .69. The normative rule has .65, .76, .89 and
 .94 at r = 1, 2, 4 and 8, Oja's .59, .68, .82 and .82. So a channel of half the width that follows the weights loses
 nothing that two seeds could show, one of a quarter .05; r = 1 is no better than no feedback; and learning mirrors,
-which start at random and do not look at the weights, are behind at every rank after so few steps. At the same share
-of the width the paper's network loses far less, .01 at a sixteenth, where ours is at the level of zero feedback: the share
+which start at random and do not look at the weights, are behind at every rank after so few steps. At the same share of
+the width the paper's network loses far less, .01 at a sixteenth, where ours is at the level of zero feedback: the share
 alone does not say what is enough; whether that is for its width, its training or its images, two such different
-networks cannot tell. The presets ``cpu`` (8,000 images of
-CIFAR-10, width 64, six epochs) and ``paper`` have not been run yet.
+networks cannot tell. The presets ``cpu`` (8,000 images of CIFAR-10, width 64, six epochs) and ``paper`` have not been
+run yet.
 """
 
 from __future__ import annotations
