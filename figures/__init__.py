@@ -24,8 +24,9 @@ from importlib import import_module
 from typing import Any
 
 NAMES = (
-    "modes", "rank", "threshold", "learning_times", "mlp", "constrained", "classes", "networks", "receptive_fields",
-    "language", "phase_diagram", "regimes", "wide", "committee", "readers", "update_rank", "alignment",
+    "modes", "rank", "threshold", "learning_times", "phase_diagram", "regimes", "mlp", "constrained", "classes",
+    "networks", "blocks", "transformer", "readers", "update_rank", "alignment", "receptive_fields", "language", "wide",
+    "committee",
 )  # fmt: skip
 """All figures, in the order in which they are made."""
 PRESETS = ("quick", "cpu", "paper")

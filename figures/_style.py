@@ -118,6 +118,30 @@ def strip(axes: Any, place: float, runs: Any, colour: str) -> None:
         axes.plot([place - 0.3, place + 0.3], [np.median(shown)] * 2, "-", color=colour, linewidth=1.8)
 
 
+def levels(axes: Any, accuracy: Any, cells: Any, nothing: str = "zero feedback") -> None:
+    """Draw accuracies without a channel, where their cells are there: seeds as thin lines, medians as thick ones."""
+    lines = {"backpropagation": ("backpropagation", "-"), "zero feedback": (nothing, (0, (4, 2)))}
+    for label, (cell, look) in lines.items():
+        if cell in cells:
+            runs = accuracy.sel(cell=cell)
+            for run in runs.values:
+                axes.axhline(run, color=GREY, linewidth=0.4, alpha=0.6, linestyle=look, zorder=0)
+            axes.axhline(float(runs.median()), color=GREY, linewidth=1.1, linestyle=look, label=label, zorder=0)
+
+
+def published(axes: Any, numbers: Any, spread: float | None, colour: str, label: str) -> None:
+    """Draw published numbers by rank as open markers, with their standard deviation where it is known."""
+    look: Any = {"fmt": "D", "mfc": "none", "markersize": 4, "markeredgewidth": 0.8, "elinewidth": 0.8}
+    axes.errorbar(list(numbers), list(numbers.values()), spread, color=colour, capsize=2, zorder=6, **look)
+    axes.errorbar([], [], color="black", label=label, **look)
+
+
+def published_level(axes: Any, level: float, spread: float) -> None:
+    """Draw a published accuracy of backpropagation as a band of plus and minus its standard deviation."""
+    axes.axhspan(level - spread, level + spread, color=GREY, alpha=0.25, linewidth=0,
+                 label="paper, backpropagation (s.d.)", zorder=0)  # fmt: skip
+
+
 ZERO = 0.5
 """Where rank 0 is drawn on a logarithmic axis."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from figures._run import Resources
     from linfb import Rule
     from linfb.datasets import Splits
-    from linfb.engine import Member
+    from linfb.engine import Member, Model
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,24 @@ class Perceptrons:
     choosing_epochs: int | None = None
     augment: tuple[str, ...] = ()
     error_clip: float | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """The sizes of an architecture and how it is trained.
+
+    `sizes` are arguments of its constructor, the others are names in linfb.engine and linfb.datasets; `schedule` is
+    followed by its arguments.
+    """
+
+    sizes: Mapping[str, Any]
+    epochs: int
+    batch_size: int
+    learning_rates: tuple[float, ...]
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    schedule: tuple[Any, ...] = ("Constant",)
+    augment: tuple[str, ...] = ()
 
 
 def augmentations(names: Sequence[str]) -> tuple[Any, ...]:
@@ -76,15 +94,28 @@ def rule_without_channel(name: str) -> Rule:
     }[name]()
 
 
+def other_images(config: Any, data: str, quick: Any) -> Any:
+    """Return the configuration of a figure for other images; the quick one takes only some of those that are many."""
+    if config == quick and data != "digits":
+        return replace(config, data=data, train=2000, validation=500)
+    return replace(config, data=data)
+
+
 def best_accuracy(runs: xr.Dataset) -> xr.DataArray:
     """Return the validation accuracy of the chosen epoch."""
     return runs.validation_accuracy.max("epoch")
+
+
+def last_accuracy(runs: xr.Dataset) -> xr.DataArray:
+    """Return the validation accuracy of the last epoch."""
+    return runs.validation_accuracy.isel(epoch=-1)
 
 
 def trained(
     train: Callable[[Sequence[Member]], xr.Dataset], rules: Mapping[str, Rule], optimizer: Callable[[float], Any],
     score: Callable[[xr.Dataset], xr.DataArray] = best_accuracy, *, rates: Sequence[float], seeds: Sequence[int],
     choosing_seeds: int, keep: Sequence[str], choosing: Callable[[Sequence[Member]], xr.Dataset] | None = None,
+    weights: str = "chosen",
 ) -> xr.Dataset:  # fmt: skip
     """Train rules at every learning rate with the first seeds; with the others at the rate whose mean score is highest.
 
@@ -108,12 +139,14 @@ def trained(
         Names of what is kept of the runs at the chosen rate, as far as they go.
     choosing : callable, optional
         As `train`, with less of it, for the choice alone: all seeds are trained again at the chosen rate.
+    weights : {"chosen", "last"}
+        Those of which epoch the test values are of.
 
     Returns
     -------
     xarray.Dataset
         `score` and `diverged` (0 or 1) by cell, learning rate and seed, NaN where there was no run; `chosen_rate` by
-        cell; and what `keep` names by cell and seed: test values with the weights of the chosen epoch, steps from 1.
+        cell; and what `keep` names by cell and seed: test values with the `weights`, steps from 1.
     """
     import xarray as xr
 
@@ -124,7 +157,7 @@ def trained(
     def runs(way: Callable[..., Any], tried: Mapping[str, Sequence[float]], some: Sequence[int]) -> xr.Dataset:
         keys = [(cell, rate, seed) for cell in rules for rate in tried[cell] for seed in some]
         found = way([Member(rules[cell], optimizer(rate), seed) for cell, rate, seed in keys])
-        found = found.sel(weights="chosen").reset_coords(drop=True)
+        found = found.sel(weights=weights).reset_coords(drop=True)
         found = found.assign_coords(step=np.arange(1, found.sizes["step"] + 1))
         ended = found.error == ""
         scores = xr.where(ended, score(found) if found.sizes["epoch"] else np.nan, np.nan)
@@ -164,6 +197,23 @@ def perceptrons(rules: Mapping[str, Rule], splits: Splits, config: Perceptrons, 
     )  # fmt: skip
 
 
+def image_networks(
+    rules: Mapping[str, Rule], model: Model, splits: Splits, setting: Training, resources: Resources, name: str,
+    *, optimizer: Callable[[float], Any] | None = None, **choices: Any,
+) -> xr.Dataset:  # fmt: skip
+    """Train a network on images by rules, see :func:`trained`, by the optimiser of its setting unless one is given."""
+    from linfb.engine import optimisers, schedules, train_ensemble
+
+    schedule, *arguments = setting.schedule
+    train = partial(
+        train_ensemble, splits, model, epochs=setting.epochs, batch_size=setting.batch_size,
+        schedule=getattr(schedules, schedule)(*arguments), augment=augmentations(setting.augment),
+        device=resources.device, progress=False, name=name,
+    )  # fmt: skip
+    optimizer = optimizer or partial(getattr(optimisers, setting.optimizer), weight_decay=setting.weight_decay)
+    return trained(train, rules, optimizer, rates=setting.learning_rates, **choices)
+
+
 def summary(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:
     """Return mean test accuracies, chosen learning rates, and how many runs diverged: by cell if any did, and in all.
 
@@ -175,3 +225,29 @@ def summary(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:
     counts = {cell: float(results.diverged.sel(cell=cell).sum()) for cell in cells}
     found |= {f"runs that diverged, {cell}": count for cell, count in counts.items() if count}
     return found | {"runs that diverged": sum(counts.values())}
+
+
+def gain_kept(results: xr.Dataset, cells: Sequence[str], nothing: Callable[[str], str]) -> dict[str, float]:
+    """Return the share of backpropagation's gain over zero feedback that channels keep, in mean test accuracies.
+
+    `nothing` says which cell is the zero feedback beside another; cells without theirs are left out.
+    """
+    means = results.test_accuracy.mean("seed")
+    top = means.sel(cell="backpropagation") if "backpropagation" in cells else np.nan
+    low = {cell: means.sel(cell=nothing(cell)) if nothing(cell) in cells else np.nan for cell in cells if "r=" in cell}
+    found = {cell: float((means.sel(cell=cell) - below) / (top - below)) for cell, below in low.items()}
+    return {f"share of the gain that is kept, {cell}": share for cell, share in found.items() if np.isfinite(share)}
+
+
+def published_of(cell: str, numbers: Mapping[str, Any]) -> float | None:
+    """Return the published number of a cell, where there is one, from numbers by sweep and rank."""
+    sweep, _, rank = cell.partition(" r=")
+    theirs = numbers.get(sweep)
+    return theirs.get(int(rank)) if rank.isdigit() and theirs else theirs
+
+
+def minus_published(found: Mapping[str, float], numbers: Mapping[str, Any]) -> dict[str, float]:
+    """Return how far the accuracies of a :func:`summary` are from published ones, by sweep and rank."""
+    ours = {key.removeprefix("test accuracy, "): value for key, value in found.items() if "test accuracy, " in key}
+    theirs = {cell: published_of(cell, numbers) for cell in ours}
+    return {f"the same minus the paper's, {cell}": ours[cell] - number for cell, number in theirs.items() if number}

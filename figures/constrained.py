@@ -58,8 +58,30 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from figures._run import Resources
-from figures._style import COLOURS, GREY, PAGE, ZERO, curves, dots, error_scale, new_figure, panel_letter, rank_axis
-from figures._training import Perceptrons, adaptive_reader, perceptrons, rule_without_channel, summary
+from figures._style import (
+    COLOURS,
+    GREY,
+    PAGE,
+    ZERO,
+    curves,
+    dots,
+    error_scale,
+    levels,
+    new_figure,
+    panel_letter,
+    published,
+    published_level,
+    rank_axis,
+)  # fmt: skip
+from figures._training import (
+    Perceptrons,
+    adaptive_reader,
+    minus_published,
+    perceptrons,
+    published_of,
+    rule_without_channel,
+    summary,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -77,8 +99,10 @@ WITHOUT = {"into hidden layer 1": "zero feedback into 1", "into hidden layer 2":
 CLASSES = 10
 
 _FIRST = (1, 2, 3, 4, 5, 6, 7, 8, 10, 16, 32)
+PROTOCOL = "test accuracy, best test epoch"
+SPREAD = {"backpropagation": 0.0020, "all layers": 0.0025}
 PAPER: dict[str, Any] = {
-    "test accuracy, best test epoch": {
+    PROTOCOL: {
         "backpropagation": 0.6275,
         "into hidden layer 1": dict(zip(_FIRST, (0.558, 0.590, 0.599, 0.605, 0.610, 0.611, 0.617, 0.620, 0.6263, 0.6276,
                                                  0.6284), strict=True)),
@@ -91,7 +115,7 @@ PAPER: dict[str, Any] = {
         "direct from last hidden": dict(enumerate((0.3585, 0.4923, 0.5466, 0.5732, 0.5882, 0.5979, 0.6030, 0.6138,
                                                    0.6203, 0.6208), start=1)),
     },
-    "standard deviation": {"backpropagation": 0.0020, "all layers": 0.0025},
+    "standard deviation": SPREAD,
 }  # fmt: skip
 """The paper's numbers on CIFAR-10; they go into the provenance of every preset."""
 
@@ -197,18 +221,13 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 
 def paper_of(cell: str) -> float | None:
     """Return the paper's test accuracy of a cell on CIFAR-10, if it has one."""
-    sweep, _, rank = cell.partition(" r=")
-    theirs = PAPER["test accuracy, best test epoch"].get(sweep)
-    return theirs.get(int(rank)) if rank and theirs else theirs
+    return published_of(cell, PAPER[PROTOCOL])
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return mean test accuracies, chosen learning rates, how many runs diverged, and how far the paper's are."""
     found = summary(results, config.cells)
-    for cell in config.cells if config.data == "cifar10" else ():
-        if (theirs := paper_of(cell)) and f"test accuracy, {cell}" in found:
-            found[f"the same minus the paper's, {cell}"] = found[f"test accuracy, {cell}"] - theirs
-    return found
+    return found | (minus_published(found, PAPER[PROTOCOL]) if config.data == "cifar10" else {})
 
 
 def plot(results: xr.Dataset, config: Config) -> Any:
@@ -228,9 +247,11 @@ def plot(results: xr.Dataset, config: Config) -> Any:
             if (nothing := WITHOUT.get(sweep, "zero feedback")) in config.cells and sweep != "narrow network":
                 dots(axes, [ZERO], accuracy.sel(cell=[nothing]).transpose("seed", "cell"),
                      colour if sweep in WITHOUT else GREY)  # fmt: skip
-            if config.data == "cifar10":
-                _paper(axes, sweep, colour)
-        _levels(axes, accuracy, config)
+            if config.data == "cifar10" and sweep in PAPER[PROTOCOL]:
+                published(axes, PAPER[PROTOCOL][sweep], SPREAD.get(sweep), colour, "paper, best test epoch")
+        levels(axes, accuracy, config.cells)
+        if config.data == "cifar10":
+            published_level(axes, PAPER[PROTOCOL]["backpropagation"], SPREAD["backpropagation"])
         rank_axis(axes.xaxis, shown)
         axes.set_title(title)
         panel_letter(axes, letter)
@@ -241,27 +262,3 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(list(lines.values()), list(lines), loc="outside lower center", ncols=4)
     return figure
-
-
-def _levels(axes: Any, accuracy: xr.DataArray, config: Config) -> None:
-    """Draw the accuracies without a channel: every seed as a thin line, their median as a thick one."""
-    for cell, style in (("backpropagation", "-"), ("zero feedback", (0, (4, 2)))):
-        if cell in config.cells:
-            runs = accuracy.sel(cell=cell)
-            for run in runs.values:
-                axes.axhline(run, color=GREY, linewidth=0.4, alpha=0.6, linestyle=style, zorder=0)
-            axes.axhline(float(runs.median()), color=GREY, linewidth=1.1, linestyle=style, label=cell, zorder=0)
-    if config.data == "cifar10":
-        level, spread = PAPER["test accuracy, best test epoch"]["backpropagation"], PAPER["standard deviation"]
-        axes.axhspan(level - spread["backpropagation"], level + spread["backpropagation"], color=GREY, alpha=0.25,
-                     linewidth=0, label="paper, backpropagation (s.d.)", zorder=0)  # fmt: skip
-
-
-def _paper(axes: Any, sweep: str, colour: str) -> None:
-    """Draw the paper's numbers of a sweep as open markers, with their standard deviation where it is known."""
-    theirs = PAPER["test accuracy, best test epoch"].get(sweep)
-    if theirs:
-        spread = PAPER["standard deviation"].get(sweep)
-        look: Any = {"fmt": "D", "mfc": "none", "markersize": 4, "markeredgewidth": 0.8, "elinewidth": 0.8}
-        axes.errorbar(list(theirs), list(theirs.values()), spread, color=colour, capsize=2, zorder=6, **look)
-        axes.errorbar([], [], color="black", label="paper, best test epoch", **look)

@@ -29,16 +29,22 @@ the retina were the lowest of their grids, so their accuracies may be too low.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from figures._run import Resources
 from figures._style import COLOURS, GREY, PAGE, new_figure, panel_letter, strip
-from figures._training import adaptive_reader, augmentations, rule_without_channel, summary, trained
+from figures._training import (
+    Training,
+    adaptive_reader,
+    image_networks,
+    other_images,
+    rule_without_channel,
+    summary,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -68,35 +74,64 @@ def _cells() -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Training:
-    """The sizes of an architecture and how it is trained.
+class Ranked(Training):
+    """With the rank of the low-rank rule; a mapping names every channel."""
 
-    `sizes` are arguments of its constructor, `rank` is that of the low-rank rule (a mapping names every channel), the
-    others are names in linfb.engine and linfb.datasets; `schedule` is followed by its arguments.
-    """
-
-    sizes: Mapping[str, Any]
-    rank: Any
-    epochs: int
-    batch_size: int
-    learning_rates: tuple[float, ...]
-    optimizer: str = "adamw"
-    weight_decay: float = 0.0
-    schedule: tuple[Any, ...] = ("Constant",)
-    augment: tuple[str, ...] = ()
+    rank: Any = None
 
 
-def _small() -> dict[str, Training]:
-    """Return the three networks at sizes for images of 8 x 8 pixels."""
-    common: dict[str, Any] = {"batch_size": 32, "learning_rates": (3e-3, 1e-2)}
-    vgg = {"widths": (8, 16), "dense": 32, "dropout": 0.0}
-    vit = {"patch": 2, "width": 16, "depth": 2, "heads": 2, "dropout": 0.0, "drop_path": 0.0}
-    retina = {"width": 6, "bottleneck": 6, "size": 3, "ventral": 2, "dense": 32, "dropout": 0.0}
-    return {
-        "vgg": Training(vgg, {1: 4, 2: 8, 3: 8, 4: 10, 5: 10}, epochs=6, **common),
-        "vit": Training(vit, 8, epochs=10, **common),
-        "retina": Training(retina, {1: 4, 2: 4, 3: 4, 4: 10, 5: 10}, epochs=6, **common),
-    }
+VGG = {
+    "quick": Training(
+        {"widths": (8, 16), "dense": 32, "dropout": 0.0}, epochs=6, batch_size=32, learning_rates=(3e-3, 1e-2)
+    ),
+    "cpu": Training(
+        {"widths": (16, 32, 64), "dense": 64}, epochs=4, batch_size=64, learning_rates=(1e-3, 3e-3, 1e-2),
+        augment=("crop", "flip"),
+    ),
+    "paper": Training(
+        {}, epochs=400, batch_size=64, learning_rates=(2.5e-4, 5e-4, 1e-3), optimizer="adam", weight_decay=5e-5,
+        schedule=("Exponential", 0.98), augment=("crop", "flip", "cutout"),
+    ),
+}  # fmt: skip
+"""The VGG-like network by preset; the quick one is for images of 8 x 8 pixels."""
+VIT = {
+    "quick": Training(
+        {"patch": 2, "width": 16, "depth": 2, "heads": 2, "dropout": 0.0, "drop_path": 0.0}, epochs=10, batch_size=32,
+        learning_rates=(3e-3, 1e-2),
+    ),
+    "cpu": Training(
+        {"patch": 4, "width": 64, "depth": 3, "heads": 4, "mlp_ratio": 2, "dropout": 0.0, "drop_path": 0.0}, epochs=6,
+        batch_size=64, learning_rates=(1e-3, 3e-3, 1e-2), augment=("crop", "flip"),
+    ),
+    "paper": Training(
+        {}, epochs=250, batch_size=256, learning_rates=(1.5e-4, 3e-4, 6e-4), weight_decay=0.1,
+        schedule=("Cosine", 250, 10), augment=("crop", "flip", "autoaugment"),
+    ),
+}  # fmt: skip
+"""The vision transformer by preset."""
+RETINA = {
+    "quick": Training(
+        {"width": 6, "bottleneck": 6, "size": 3, "ventral": 2, "dense": 32, "dropout": 0.0}, epochs=6, batch_size=32,
+        learning_rates=(3e-3, 1e-2),
+    ),
+    "cpu": Training(
+        {"width": 8, "bottleneck": 8, "size": 5, "dense": 128}, epochs=3, batch_size=64, learning_rates=(1e-3, 3e-3)
+    ),
+    "paper": Training(
+        {}, epochs=120, batch_size=64, learning_rates=(2e-4, 4e-4, 8e-4), optimizer="rmsprop", weight_decay=1e-4,
+        schedule=("Exponential", 0.975),
+    ),
+}  # fmt: skip
+"""The model of retina and ventral stream by preset."""
+
+
+def _ranked(preset: str, vgg: Any, vit: Any, retina: Any) -> dict[str, Any]:
+    """Return the three networks of a preset with the ranks of their channels."""
+    ranks = {"vgg": (VGG, vgg), "vit": (VIT, vit), "retina": (RETINA, retina)}
+    return {name: Ranked(**vars(networks[preset]), rank=rank) for name, (networks, rank) in ranks.items()}
+
+
+_QUICK = _ranked("quick", {1: 4, 2: 8, 3: 8, 4: 10, 5: 10}, 8, {1: 4, 2: 4, 3: 4, 4: 10, 5: 10})
 
 
 @dataclass(frozen=True)
@@ -114,9 +149,9 @@ class Config:
     validation: float | int = 0.2
     choosing_seeds: int = 1
     nerve_rank: int = 4
-    vgg: Training = field(default_factory=lambda: _small()["vgg"])
-    vit: Training = field(default_factory=lambda: _small()["vit"])
-    retina: Training = field(default_factory=lambda: _small()["retina"])
+    vgg: Ranked = _QUICK["vgg"]
+    vit: Ranked = _QUICK["vit"]
+    retina: Ranked = _QUICK["retina"]
 
 
 PARTS = "cells"
@@ -124,44 +159,18 @@ CONFIGS = {
     "quick": Config(),
     "cpu": Config(
         cells=tuple(cell for cell in _cells() if cell != "retina / feedback alignment"), seeds=(0, 1), data="cifar10",
-        train=8000, validation=4000,
-        vgg=Training(
-            {"widths": (16, 32, 64), "dense": 64}, 10, epochs=4, batch_size=64, learning_rates=(1e-3, 3e-3, 1e-2),
-            augment=("crop", "flip"),
-        ),
-        vit=Training(
-            {"patch": 4, "width": 64, "depth": 3, "heads": 4, "mlp_ratio": 2, "dropout": 0.0, "drop_path": 0.0}, 10,
-            epochs=6, batch_size=64, learning_rates=(1e-3, 3e-3, 1e-2), augment=("crop", "flip"),
-        ),
-        retina=Training(
-            {"width": 8, "bottleneck": 8, "size": 5, "dense": 128}, {1: 4, 2: 4, 3: 4, 4: 4, 5: 10, 6: 10},
-            epochs=3, batch_size=64, learning_rates=(1e-3, 3e-3),
-        ),
+        train=8000, validation=4000, **_ranked("cpu", 10, 10, {1: 4, 2: 4, 3: 4, 4: 4, 5: 10, 6: 10}),
     ),
     "paper": Config(
         seeds=(0, 1, 2, 3, 4), data="cifar10", validation=0.1,
-        vgg=Training(
-            {}, {1: 8, 2: 16, 3: 16, 4: 32, 5: 32, 6: 64, 7: 64, 8: 32, 9: 10}, epochs=400, batch_size=64,
-            learning_rates=(2.5e-4, 5e-4, 1e-3), optimizer="adam", weight_decay=5e-5, schedule=("Exponential", 0.98),
-            augment=("crop", "flip", "cutout"),
-        ),
-        vit=Training(
-            {}, 48, epochs=250, batch_size=256, learning_rates=(1.5e-4, 3e-4, 6e-4), weight_decay=0.1,
-            schedule=("Cosine", 250, 10), augment=("crop", "flip", "autoaugment"),
-        ),
-        retina=Training(
-            {}, 10, epochs=120, batch_size=64, learning_rates=(2e-4, 4e-4, 8e-4), optimizer="rmsprop",
-            weight_decay=1e-4, schedule=("Exponential", 0.975),
-        ),
+        **_ranked("paper", {1: 8, 2: 16, 3: 16, 4: 32, 5: 32, 6: 64, 7: 64, 8: 32, 9: 10}, 48, 10),
     ),
 }  # fmt: skip
 
 
 def on_data(config: Config, data: str) -> Config:
     """Return the configuration for other images; the quick one takes only some of those that are many."""
-    if config == CONFIGS["quick"] and data != "digits":
-        return replace(config, data=data, train=2000, validation=500)
-    return replace(config, data=data)
+    return other_images(config, data, CONFIGS["quick"])
 
 
 def rule_of(cell: str, config: Config) -> Rule:
@@ -194,24 +203,16 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 
 def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
     from linfb.datasets import load_dataset
-    from linfb.engine import optimisers, schedules, train_ensemble
 
     architecture = cell.split(" / ")[0]
-    setting: Training = getattr(config, architecture)
+    setting: Ranked = getattr(config, architecture)
     data = load_dataset(config.data, root=resources.data_root)
     if architecture == "retina":
         data = data.grey()
     splits = data.splits(train=config.train, validation=config.validation, layout="image")
-    schedule, *arguments = setting.schedule
-
-    train = partial(
-        train_ensemble, splits, model_of(architecture, splits.shape, splits.n_classes, config), epochs=setting.epochs,
-        batch_size=setting.batch_size, schedule=getattr(schedules, schedule)(*arguments),
-        augment=augmentations(setting.augment), device=resources.device, progress=False, name=data.name,
-    )  # fmt: skip
-    optimizer = partial(getattr(optimisers, setting.optimizer), weight_decay=setting.weight_decay)
-    found = trained(
-        train, {cell: rule_of(cell, config)}, optimizer, rates=setting.learning_rates, seeds=config.seeds,
+    model = model_of(architecture, splits.shape, splits.n_classes, config)
+    found = image_networks(
+        {cell: rule_of(cell, config)}, model, splits, setting, resources, data.name, seeds=config.seeds,
         choosing_seeds=config.choosing_seeds, keep=CURVES,
     )  # fmt: skip
     steps = len(splits.train.x) // setting.batch_size

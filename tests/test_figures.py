@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from figures import (
     _variants,
     _watched,
     alignment,
+    blocks,
     classes,
     committee,
     constrained,
@@ -40,6 +42,7 @@ from figures import (
     receptive_fields,
     regimes,
     threshold,
+    transformer,
     update_rank,
     wide,
 )  # fmt: skip
@@ -86,13 +89,28 @@ TINY = {
             "retina / zero feedback",
         ),
         train=400, validation=100,
-        vgg=networks.Training(
-            {"widths": (6,), "dense": 16}, 4, 1, 50, (1e30, 1e-2), "rmsprop", 0.0, ("Exponential", 0.9), ("flip",)
+        vgg=networks.Ranked(
+            {"widths": (6,), "dense": 16}, 1, 50, (1e30, 1e-2), "rmsprop", 0.0, ("Exponential", 0.9), ("flip",), 4
         ),
-        vit=networks.Training({"patch": 4, "width": 8, "depth": 1, "heads": 2}, 4, 2, 50, (1e-2,)),
-        retina=networks.Training(
-            {"width": 4, "bottleneck": 4, "size": 3, "ventral": 1, "dense": 16, "dropout": 0.0}, 4, 2, 10, (1e-2, 1e-6)
+        vit=networks.Ranked({"patch": 4, "width": 8, "depth": 1, "heads": 2}, 2, 50, (1e-2,), rank=4),
+        retina=networks.Ranked(
+            {"width": 4, "bottleneck": 4, "size": 3, "ventral": 1, "dense": 16, "dropout": 0.0}, 2, 10, (1e-2, 1e-6),
+            rank=4,
         ),
+    ),
+    "blocks": blocks.Config(
+        cells=(
+            "backpropagation", *blocks.NOTHING, "second block r=1/4", "all blocks r=1/4", "all blocks r=1/2",
+            "Q only r=1/2", "neither r=1/2",
+        ),
+        seeds=(0,), train=200, validation=100,
+        network=_training.Training({"widths": (4, 4, 4), "dense": 8, "dropout": 0.0}, 1, 50, (1e-2,)),
+        epochs={"second block": 2},
+    ),
+    "transformer": transformer.Config(
+        cells=("backpropagation", "zero feedback", "normative r=1", "normative r=4", "Oja r=4"), seeds=(0,),
+        train=700, validation=100, feedback_rate=0.01,
+        network=_training.Training({"patch": 4, "width": 8, "depth": 1, "heads": 2}, 6, 25, (1e-2,)),
     ),
     "receptive_fields": receptive_fields.Config(
         cells=("feedback of 1", "nerve of 2"), seeds=(0, 1), train=200, validation=100, width=4, size=3, ventral=1,
@@ -476,6 +494,87 @@ def test_runs_that_diverge_have_no_accuracy_and_are_shown(results):
     assert not any("diverged" in word for word in words(results["networks"], TINY["networks"]))
 
 
+def ranks_of(rule, model):
+    """Return the width of the channel into every kernel layer but the first."""
+    from linfb.rules.channels import resolved_ranks
+
+    layers = [model.layers[i] for i in model.kernels]
+    return resolved_ranks(rule, [one.n_out for one in layers], [getattr(one, "blocks", 1) for one in layers])[0]
+
+
+def test_blocks_are_narrow_where_they_are_said_to_be():
+    from linfb.engine.architectures import vgg_like
+
+    model = vgg_like((32, 32, 3), 10)
+    full = {1: 64, 2: 128, 3: 128, 4: 256, 5: 256, 6: 512, 7: 512, 8: 256, 9: 10}
+    for cell, narrow in {
+        "last block r=1/4": {6: 128, 7: 128},
+        "second block r=1/8": {2: 16, 3: 16},
+        "all blocks r=1/2": {layer: full[layer] // 2 for layer in range(1, 8)},
+        "Q only r=3": dict.fromkeys(range(1, 8), 3),
+        "backpropagation": {},
+    }.items():
+        assert ranks_of(blocks.rule_of(cell, 8), model) == full | narrow
+    learns = {
+        name: (rule.reader.learns, rule.mirror.learns)
+        for name in blocks.ABLATION
+        for rule in [blocks.rule_of(f"{name} r=1/4", 8)]
+    }
+    assert learns == {
+        "all blocks": (True, True), "Q only": (False, True), "P only": (True, False), "neither": (False, False)
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="cell must be one of"):
+        blocks.rule_of("first block r=1/4", 8)
+    with pytest.raises(ValueError, match="cell must be one of"):
+        blocks.rule_of("last block", 8)
+
+
+def test_no_error_passes_a_block_with_zero_feedback():
+    from linfb.datasets import load_dataset
+    from linfb.engine.architectures import vgg_like
+
+    splits = load_dataset("digits").splits(train=200, validation=50, layout="image")
+    model = vgg_like(splits.shape, 10, widths=(4, 4, 4), dense=8, dropout=0.0)
+    some = {cell: blocks.rule_of(cell, 6) for cell in blocks.NOTHING} | {"all": rules.zero_feedback(layers=range(1, 6))}
+    losses = _training.image_networks(
+        some, model, splits, TINY["blocks"].network, HERE, "digits", seeds=(0,), choosing_seeds=1, keep=["step_loss"]
+    ).step_loss.squeeze()  # fmt: skip
+    assert np.array_equal(losses.sel(cell=blocks.NOTHING[0]), losses.sel(cell="all"))
+    assert not np.allclose(losses.sel(cell=blocks.NOTHING[1]), losses.sel(cell="all"), rtol=1e-3)  # control
+
+
+def test_places_are_trained_as_long_as_they_are_said_to_be(results):
+    last = results["blocks"].chosen_epoch.max("seed")
+    assert float(last.drop_sel(cell=["second block r=1/4", blocks.NOTHING[1]]).max()) == 0
+    paper = blocks.CONFIGS["paper"]
+    assert (paper.network.epochs, paper.epochs) == (400, {"last block": 200, "second block": 180})
+
+
+def test_transformers_normative_channels_are_those_of_the_paper():
+    from linfb.engine.architectures import vit
+
+    ranks = ranks_of(transformer.rule_of("normative r=16", 87), vit((32, 32, 3), 10))
+    assert list(ranks.values()) == [48, 16, 16, 16] * 8 + [10]
+    assert transformer.rule_of("normative r=16", 87).mirror.restart_every == 87
+    assert ranks_of(transformer.rule_of("Oja r=4", 87), vit((32, 32, 3), 10))[33] == 4
+    with pytest.raises(ValueError, match="sweep must be one of"):
+        transformer.rule_of("Adam r=16", 87)
+
+
+def test_rank_matters_in_the_transformer_and_is_compared_with_the_papers(results):
+    found, config = results["transformer"], TINY["transformer"]
+    test = found.test_accuracy.mean("seed")
+    assert float(test.sel(cell="normative r=4")) > float(test.sel(cell="normative r=1")) + 0.1
+    checks = transformer.checks(found, replace(config, data="cifar10"))
+    kept = (test.sel(cell="normative r=4") - test.sel(cell="zero feedback")) / (
+        test.sel(cell="backpropagation") - test.sel(cell="zero feedback")
+    )
+    assert checks["share of the gain that is kept, normative r=4"] == pytest.approx(float(kept), rel=1e-12)
+    ours = float(test.sel(cell="backpropagation"))
+    assert checks["the same minus the paper's, backpropagation"] == pytest.approx(ours - 0.9134, abs=1e-12)
+    assert "the same minus the paper's, normative r=4" not in checks  # it has none
+
+
 RULES = {"wide": rules.backpropagation(), "none": rules.zero_feedback()}
 
 
@@ -542,6 +641,14 @@ def test_rates_may_be_chosen_by_shorter_trainings():
     np.testing.assert_array_equal(table, [[[1.0, np.nan], [2.0, np.nan]]] * 2)  # of the shorter ones
     assert found.test_loss.sel(cell="wide").values.tolist() == [20.0, 21.0]
     assert [len(members) for members in (*tried, asked[0])] == [4, 4]  # every seed is trained whole
+
+
+def test_what_is_kept_may_be_that_of_the_last_weights():
+    train = made_training(lambda member: 1.0, [])
+    settings = {"rates": (1.0,), "seeds": (3,), "choosing_seeds": 1, "keep": ["test_loss"]}
+    scored = partial(_training.trained, train, RULES, sgd, lambda runs: runs.validation_loss.isel(epoch=0), **settings)
+    assert scored(weights="last").test_loss.values.tolist() == [[0.0]] * 2
+    assert scored().test_loss.values.tolist() == [[13.0]] * 2  # control
 
 
 @pytest.mark.parametrize(("bad", "rate"), [({3.0}, 2.0), ({2.0}, 3.0), ({1.0, 2.0, 3.0}, 1.0), (set(), 3.0)])
