@@ -122,7 +122,7 @@ TINY = {
     ),
     "phase_diagram": phase_diagram.Config(
         decays=(0.1, 0.3), n_out=16, tasks=(4, 12), ranks=(2, 8, 14), n_modes=4, flow_ranks=(8,), time_rank=8,
-        seeds=tuple(range(10)), n_times=61, t_end=150.0, sizes=(12, 24), size_draws=1000,
+        seeds=tuple(range(10)), n_times=61, t_end=150.0, sizes=(16, 32), size_draws=1000,
     ),
     "regimes": regimes.Config(
         reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
@@ -266,8 +266,9 @@ def test_phase_diagram_follows_theory(results):
     checks = phase_diagram.checks(results["phase_diagram"], config)
     name = "largest deviation of a flow's final loss from that of its channel, in units of the loss at the start"
     assert checks[name] < 1e-3  # modes near the threshold are slow
-    assert checks["bias of the limit in standard errors of the mean, root mean square"] > 4
-    assert checks["the same after correction"] < 3  # what is left is O(1 / m^2), at m = 12
+    bias = checks["bias of the limit in standard errors of the mean, root mean square"]
+    assert bias > 4
+    assert checks["the same after correction"] < bias / 2  # what is left is O(1 / m^2), at m = 16 and 32
     critical = 1.95 / math.sqrt(len(config.seeds) * config.n_modes)
     for decay in config.decays:
         assert checks[f"Kolmogorov-Smirnov distance of half-learning times, decay {decay:g}"] < critical

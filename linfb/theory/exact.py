@@ -209,7 +209,7 @@ def _decompose(A: np.ndarray, W1: np.ndarray, W2: np.ndarray, P: np.ndarray, imb
     still_inputs, still_outputs = X1 - right @ x, P @ X2 - left @ y
     if imbalance:  # what is out of the task's reach moves too: further modes, with singular value zero
         more, into = np.linalg.qr(still_inputs)
-        onto = np.linalg.qr(still_outputs, mode="r")
+        onto = np.linalg.qr(still_outputs)[1]
         count = max(len(into), len(onto))
         x, y = (np.concatenate([z, _taller(part, count)]) for z, part in ((x, into), (y, onto)))
         right, sigma = np.concatenate([right, _taller(more.T, count).T], axis=1), np.append(sigma, np.zeros(count))
