@@ -31,14 +31,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from figures._run import Resources
 from figures._style import COLOURS, GREY, PAGE, new_figure, panel_letter, strip
-from figures._training import adaptive_reader, augmentations, rule_without_channel, summary, trained
+from figures._training import adaptive_reader, ensembles, image_model, rule_without_channel, summary, trained
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -179,10 +178,7 @@ def rule_of(cell: str, config: Config) -> Rule:
 
 def model_of(architecture: str, shape: Sequence[int], n_classes: int, config: Config) -> Model:
     """Return an architecture at its sizes, for images of some shape."""
-    from linfb.engine import architectures
-
-    make: Any = {"vgg": architectures.vgg_like, "vit": architectures.vit, "retina": architectures.retina}[architecture]
-    return make(shape, n_classes, **getattr(config, architecture).sizes)
+    return image_model(architecture, shape, n_classes, getattr(config, architecture).sizes)
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:
@@ -194,7 +190,6 @@ def simulate(config: Config, resources: Resources) -> xr.Dataset:
 
 def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
     from linfb.datasets import load_dataset
-    from linfb.engine import optimisers, schedules, train_ensemble
 
     architecture = cell.split(" / ")[0]
     setting: Training = getattr(config, architecture)
@@ -202,14 +197,8 @@ def _one_cell(cell: str, config: Config, resources: Resources) -> xr.Dataset:
     if architecture == "retina":
         data = data.grey()
     splits = data.splits(train=config.train, validation=config.validation, layout="image")
-    schedule, *arguments = setting.schedule
-
-    train = partial(
-        train_ensemble, splits, model_of(architecture, splits.shape, splits.n_classes, config), epochs=setting.epochs,
-        batch_size=setting.batch_size, schedule=getattr(schedules, schedule)(*arguments),
-        augment=augmentations(setting.augment), device=resources.device, progress=False, name=data.name,
-    )  # fmt: skip
-    optimizer = partial(getattr(optimisers, setting.optimizer), weight_decay=setting.weight_decay)
+    model = model_of(architecture, splits.shape, splits.n_classes, config)
+    train, optimizer = ensembles(setting, splits, model, resources, data.name)
     found = trained(
         train, {cell: rule_of(cell, config)}, optimizer, rates=setting.learning_rates, seeds=config.seeds,
         choosing_seeds=config.choosing_seeds, keep=CURVES,
