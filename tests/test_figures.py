@@ -623,7 +623,8 @@ def test_the_clock_and_the_peak_are_those_of_the_training():
     peak, higher = (_measured.peak_bytes(way, rule) for rule in (bp, low))
     assert needed < peak < 1.5 * needed  # a copy of the weights, and outputs and errors on their way
     more = with_channels - needed  # Q and P, their gradients, what the optimiser keeps of them
-    assert 0.8 * more < higher - peak < 1.3 * more
+    largest = 4 * (256 * 256 + 32 * 256) + 4096 * len(model.layers)  # of a kernel and an error, as in test_memory.py
+    assert 0.8 * more < higher - peak < more + largest
 
 
 def relative_counts(network, config):
