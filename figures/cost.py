@@ -61,6 +61,7 @@ def _perceptron(batch_size: int) -> Case:
     return Case(f"perceptron, batch {batch_size}", network, network)
 
 
+_MLP_32, _MLP_128 = _perceptron(32), _perceptron(128)
 _VGG = Case(
     "VGG-like network", Network("vgg", {"dropout": 0.0}, 64),
     Network("vgg", {"widths": (32, 64), "dense": 64, "dropout": 0.0}, 8, image=16),
@@ -83,11 +84,11 @@ class Config:
     seeds: tuple[int, ...] = (0,)
     ranks: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
     measured_ranks: tuple[int, ...] = (8, 64)
-    rounds: int = 7
+    rounds: int = 5
     timed_steps: int = 3
     optimizer: str = "amsgrad"
-    mlp_32: Case = _perceptron(32)
-    mlp_128: Case = _perceptron(128)
+    mlp_32: Case = _MLP_32
+    mlp_128: Case = _MLP_128
     vgg: Case = _VGG
     vit: Case = _VIT
 

@@ -611,13 +611,13 @@ def test_the_clock_and_the_peak_are_those_of_the_training():
         cost.model_of(network),
         partial(train, batch_size=32, optimizer=amsgrad(1e-6), threads=1, progress=False),
     )
-    way = partial(way, cost.noise(network, 20, 0), model)
+    way = partial(way, cost.noise(network, 4, 0), model)
     bp, low = rules.backpropagation(), _training.low_rank(64, model)
     way(low, epochs=1)
     start = perf_counter()
     seconds = float(_measured.step_seconds(way, {"": bp}, 1).item())
     whole = perf_counter() - start
-    assert 0 < 20 * seconds < whole  # one epoch of three
+    assert 0 < 4 * seconds < whole  # one epoch of three
     step = {"batch_size": 32, "optimizer": amsgrad(1e-6)}
     needed, with_channels = (engine_cost(model, rule, **step).memory.total for rule in (bp, low))
     peak, higher = (_measured.peak_bytes(way, rule) for rule in (bp, low))
