@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -72,11 +73,29 @@ def augmentations(names: Sequence[str]) -> tuple[Any, ...]:
     return tuple(made[name](*map(float, numbers)) for name, *numbers in map(str.split, names))
 
 
+def image_model(architecture: str, shape: Sequence[int], n_classes: int, sizes: Mapping[str, Any]) -> Model:
+    """Return an architecture by its short name at some sizes, for images of a shape; a perceptron takes them flat."""
+    from linfb.engine import mlp, retina, vgg_like, vit
+
+    if architecture == "mlp":
+        return mlp(math.prod(shape), n_out=n_classes, **sizes)
+    make: Any = {"vgg": vgg_like, "vit": vit, "retina": retina}[architecture]
+    return make(shape, n_classes, **sizes)
+
+
 def adaptive_reader() -> Any:
     """Return the reader of the paper's networks: Oja's rule on labels at the output, on errors below."""
     from linfb.rules import readers
 
     return readers.Oja(on="labels", covariance="normalised")
+
+
+def low_rank(rank: int, model: Model) -> Rule:
+    """Return the paper's rule at one rank in all layers of a model; no channel is wider than what it reads."""
+    from linfb import rules
+
+    widths = [model.layers[i].kernel_shape[0] for i in model.kernels]
+    return rules.low_rank({k: min(rank, widths[k]) for k in range(1, len(widths))}, reader=adaptive_reader())
 
 
 def rule_without_channel(name: str) -> Rule:
@@ -180,6 +199,22 @@ def trained(
     return kept.assign(score=scores, diverged=table.diverged, chosen_rate=chosen)
 
 
+def ensembles(setting: Any, splits: Splits, model: Model, resources: Resources, name: str) -> tuple[Any, Any]:
+    """Return what trains members on images, for :func:`trained`, and what makes an optimiser of a learning rate.
+
+    `setting` is a :class:`Training`, or has its fields but for the sizes.
+    """
+    from linfb.engine import optimisers, schedules, train_ensemble
+
+    schedule, *arguments = setting.schedule
+    train = partial(
+        train_ensemble, splits, model, epochs=setting.epochs, batch_size=setting.batch_size,
+        schedule=getattr(schedules, schedule)(*arguments), augment=augmentations(setting.augment),
+        device=resources.device, progress=False, name=name,
+    )  # fmt: skip
+    return train, partial(getattr(optimisers, setting.optimizer), weight_decay=setting.weight_decay)
+
+
 def perceptrons(rules: Mapping[str, Rule], splits: Splits, config: Perceptrons, resources: Resources) -> xr.Dataset:
     """Train perceptrons by rules, see :func:`trained`, and keep the test accuracy and the chosen epoch."""
     from linfb.engine import Exponential, amsgrad, mlp, train_ensemble
@@ -202,16 +237,8 @@ def image_networks(
     *, optimizer: Callable[[float], Any] | None = None, **choices: Any,
 ) -> xr.Dataset:  # fmt: skip
     """Train a network on images by rules, see :func:`trained`, by the optimiser of its setting unless one is given."""
-    from linfb.engine import optimisers, schedules, train_ensemble
-
-    schedule, *arguments = setting.schedule
-    train = partial(
-        train_ensemble, splits, model, epochs=setting.epochs, batch_size=setting.batch_size,
-        schedule=getattr(schedules, schedule)(*arguments), augment=augmentations(setting.augment),
-        device=resources.device, progress=False, name=name,
-    )  # fmt: skip
-    optimizer = optimizer or partial(getattr(optimisers, setting.optimizer), weight_decay=setting.weight_decay)
-    return trained(train, rules, optimizer, rates=setting.learning_rates, **choices)
+    train, own = ensembles(setting, splits, model, resources, name)
+    return trained(train, rules, optimizer or own, rates=setting.learning_rates, **choices)
 
 
 def summary(results: xr.Dataset, cells: Sequence[str]) -> dict[str, float]:

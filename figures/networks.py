@@ -40,6 +40,7 @@ from figures._style import COLOURS, GREY, PAGE, new_figure, panel_letter, strip
 from figures._training import (
     Training,
     adaptive_reader,
+    image_model,
     image_networks,
     other_images,
     rule_without_channel,
@@ -188,10 +189,7 @@ def rule_of(cell: str, config: Config) -> Rule:
 
 def model_of(architecture: str, shape: Sequence[int], n_classes: int, config: Config) -> Model:
     """Return an architecture at its sizes, for images of some shape."""
-    from linfb.engine import architectures
-
-    make: Any = {"vgg": architectures.vgg_like, "vit": architectures.vit, "retina": architectures.retina}[architecture]
-    return make(shape, n_classes, **getattr(config, architecture).sizes)
+    return image_model(architecture, shape, n_classes, getattr(config, architecture).sizes)
 
 
 def simulate(config: Config, resources: Resources) -> xr.Dataset:

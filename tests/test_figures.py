@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ import figures
 from figures import __main__ as command
 from figures import (
     _cache,
+    _measured,
     _record,
     _run,
     _source,
@@ -30,7 +32,9 @@ from figures import (
     blocks,
     classes,
     committee,
+    compute,
     constrained,
+    cost,
     language,
     learning_times,
     mlp,
@@ -47,12 +51,14 @@ from figures import (
     wide,
 )  # fmt: skip
 from linfb import rules
-from linfb.engine import Member, sgd, train_ensemble
+from linfb.engine import Member, amsgrad, sgd, train, train_ensemble
+from linfb.engine import cost as engine_cost
 from linfb.engine import mlp as mlp_network
 from linfb.experiments import Store
 
 ROOT = Path(figures.__file__).parents[1]
 HERE = _run.Resources()
+SMALL = cost.Network("mlp", {"widths": (24, 16)}, 8, image=4)
 CLASS_RULES = ("backpropagation", "zero feedback", "low-rank r=1", "low-rank r=3")
 TINY = {
     "modes": modes.Config(
@@ -144,6 +150,23 @@ TINY = {
     "alignment": alignment.Config(
         cells=("fixed P r=1", "fixed P r=4", "fixed P r=12", "Oja r=1", "Oja r=4"), seeds=(0, 1), widths=(12, 12),
         steps=20,
+    ),
+    "compute": compute.Config(
+        cells=(
+            "mlp / backpropagation", "mlp / feedback alignment", "mlp / zero feedback", "mlp / low-rank r=1",
+            "mlp / low-rank r=10", "vit / backpropagation", "vit / low-rank r=2",
+        ),
+        seeds=(0, 1), train=500, rounds=2, timed_steps=2,
+        mlp=compute.Setting({"widths": (16, 16)}, 4, 20, (1e-2,), (0.5, 0.85, 0.999)),
+        vit=compute.Setting({"patch": 4, "width": 8, "depth": 1, "heads": 2}, 2, 50, (1e-2,), (0.2,)),
+    ),
+    "cost": cost.Config(
+        cells=("mlp_32", "vit"), ranks=(1, 4, 16), measured_ranks=(2,), rounds=2, timed_steps=2,
+        mlp_32=cost.Case("perceptron", SMALL, SMALL),
+        vit=cost.Case(
+            "transformer", cost.Network("vit", {"patch": 4, "width": 16, "depth": 2, "heads": 2}, 4, image=8),
+            cost.Network("vit", {"patch": 4, "width": 8, "depth": 1, "heads": 2}, 2, image=8),
+        ),
     ),
 }  # fmt: skip
 
@@ -684,6 +707,152 @@ def test_what_is_kept_is_that_of_the_run_and_of_no_other(results):
     assert np.allclose(losses.sel(seed=1), run.step_loss, rtol=1e-3)  # single precision, over eight steps
     assert not np.allclose(losses.sel(seed=0), run.step_loss, rtol=1e-2)
     assert found.test_accuracy.sel(seed=1) == pytest.approx(float(run.test_accuracy.sel(weights="chosen")), abs=0.01)
+
+
+# What learning costs
+
+
+@pytest.mark.parametrize(
+    ("target", "epochs"),
+    [(0.6, [1.5, np.inf, np.inf, 0.625]), (0.25, [0.5, 1.5, np.inf, 0.1875]), (0.1, [0.0, 0.0, 0.0, 0.0])],
+)
+def test_epochs_to_an_accuracy_by_hand(target, epochs):
+    accuracies = np.array([[0.4, 0.8, 0.2], [0.2, 0.3, np.nan], [0.1, 0.2, 0.2], [0.9, 0.1, 0.9]])
+    assert compute.epochs_to(accuracies, target, 0.1).tolist() == pytest.approx(epochs, rel=1e-12)
+
+
+def test_backpropagation_and_channels_are_charged_alike(results):
+    found, step = results["compute"], {"batch_size": 20, "optimizer": sgd(0.1)}
+    model = _training.image_model("mlp", (8, 8, 1), 10, {"widths": (16, 16)})
+    one, bp = (found.sel(cell=f"mlp / {rule}") for rule in ("low-rank r=10", "backpropagation"))
+    rule = rules.low_rank(10, reader=_training.adaptive_reader())
+    assert float(one.step_flops) == engine_cost(model, rule, **step).total.flops
+    assert float(bp.step_flops) == engine_cost(model, rules.backpropagation(), **step).total.flops
+    assert (int(one.steps_per_epoch), float(one.chance)) == (25, 0.1)
+    paid = compute.paid(found.sel(cell=[cell for cell in TINY["compute"].cells if cell.startswith("mlp")]), "mlp", 0.85)
+    assert float(paid["flops"].sel(cell="mlp / backpropagation").median()) == pytest.approx(1, rel=1e-12)
+    flops, free = (paid[name].sel(cell="mlp / low-rank r=10") for name in ("flops", "free_flops"))
+    share = 1 - float(one.learning_flops / one.step_flops)
+    np.testing.assert_allclose(free, share * flops, rtol=1e-12)
+    assert share < 0.9  # control: what Q and P learn from is not nothing
+    xr.testing.assert_identical(*(paid[name].sel(cell="mlp / backpropagation") for name in ("flops", "free_flops")))
+
+
+def test_an_accuracy_that_is_not_reached_has_no_price(results):
+    found, config = results["compute"], TINY["compute"]
+    told = compute.checks(found, config)
+    assert told["runs that do not reach 0.85, mlp / low-rank r=1"] == 2
+    assert told["runs that do not reach 0.85, mlp / backpropagation"] == 0
+    assert told["FLOPs to 0.85, mlp / low-rank r=10"] > 0
+    assert "FLOPs to 0.85, mlp / low-rank r=1" not in told
+    assert told["runs that do not reach 0.999, mlp / backpropagation"] == 2
+    assert not any(key.startswith("FLOPs to 0.999") for key in told)  # nor is there one relative to it
+    ticks = [text.get_text() for text in compute.plot(found, config).axes[2].get_yticklabels()]
+    assert "never" in ticks
+
+
+def made_timing(seconds, now):
+    """Return a training that takes so long for a step under each rule, 10 to begin and 1 between epochs."""
+
+    def train(rule, *, epochs, schedule):
+        now[0] += 10
+        for epoch in range(epochs):
+            for step in range(5):
+                schedule(epoch + step / 5)
+                now[0] += seconds[rule] * (100 if epoch == 0 else 1)  # the first steps are slow
+            now[0] += 1
+            schedule(epoch + 1 - 1 / 5)
+        return xr.Dataset({"step_loss": ("step", np.zeros(5 * epochs))})
+
+    return train
+
+
+def test_steps_are_timed_in_turns_after_a_warm_up(monkeypatch):
+    now, asked = [0.0], []
+    train = made_timing({"a": 2.0, "b": 3.0}, now)
+    monkeypatch.setattr(_measured.time, "perf_counter", lambda: now[0])
+    found = _measured.step_seconds(
+        lambda rule, **more: asked.append(rule) or train(rule, **more), {"A": "a", "B": "b"}, 3
+    )
+    assert found.dims == ("cell", "round")
+    assert found.sel(cell="A").values.tolist() == [2.2] * 3  # one second between epochs is a fifth of one a step
+    assert found.sel(cell="B").values.tolist() == [3.2] * 3
+    assert asked == ["a", "b", "b", "a", "a", "b"]
+
+
+def test_the_clock_and_the_peak_are_those_of_the_training():
+    network = cost.Network("mlp", {"widths": (256, 256)}, 32, image=16)
+    model, way = (
+        cost.model_of(network),
+        partial(train, batch_size=32, optimizer=amsgrad(1e-6), threads=1, progress=False),
+    )
+    way = partial(way, cost.noise(network, 4, 0), model)
+    bp, low = rules.backpropagation(), _training.low_rank(64, model)
+    way(low, epochs=1)
+    start = perf_counter()
+    seconds = float(_measured.step_seconds(way, {"": bp}, 1).item())
+    whole = perf_counter() - start
+    assert 0 < 4 * seconds < whole  # one epoch of three
+    step = {"batch_size": 32, "optimizer": amsgrad(1e-6)}
+    needed, with_channels = (engine_cost(model, rule, **step).memory.total for rule in (bp, low))
+    peak, higher = (_measured.peak_bytes(way, rule) for rule in (bp, low))
+    assert needed < peak < 1.5 * needed  # a copy of the weights, and outputs and errors on their way
+    more = with_channels - needed  # Q and P, their gradients, what the optimiser keeps of them
+    largest = 4 * (256 * 256 + 32 * 256) + 4096 * len(model.layers)  # of a kernel and an error, as in test_memory.py
+    assert 0.8 * more < higher - peak < more + largest
+
+
+def relative_counts(network, config):
+    """Return the operations of a step under every rule over those of backpropagation."""
+    flops = cost.counted(network, config).flops.sum("part")
+    return flops / flops.sel(rule=cost.REFERENCE)
+
+
+def test_savings_of_the_papers_perceptron():
+    config = cost.Config()
+    found = relative_counts(config.mlp_128.counted, config)
+    assert 1 - float(found.sel(rule="low-rank r=64")) == pytest.approx(0.047, abs=5e-4)
+    assert 1 - float(found.sel(rule="zero feedback")) == pytest.approx(0.112, abs=5e-4)  # gross: all of the transport
+
+
+@pytest.mark.parametrize("cell", ["mlp_32", "mlp_128"])
+def test_channels_save_operations_up_to_the_break_even_rank(cell):
+    config = cost.Config()
+    network = getattr(config, cell).counted
+    rank = cost.break_even(network, config)
+    found = relative_counts(network, replace(config, ranks=(rank, rank + 1), measured_ranks=()))
+    assert float(found.sel(rule=f"low-rank r={rank}")) < 1 <= float(found.sel(rule=f"low-rank r={rank + 1}"))
+
+
+@pytest.mark.parametrize("preset", ["quick", "cpu", "paper"])
+def test_what_costs_are_measured_of_can_be_built(preset):
+    config = cost.CONFIGS[preset]
+    for cell in config.cells:
+        case = getattr(config, cell)
+        assert len(cost.model_of(case.measured).layers) <= len(cost.model_of(case.counted).layers)
+        assert preset != "paper" or case.counted == case.measured
+    config = compute.CONFIGS[preset]
+    for network, cells in compute.by_network(config.cells).items():
+        model = _training.image_model(network, (32, 32, 3), 10, getattr(config, network).sizes)
+        for cell in cells:
+            rule, (_, _, rank) = compute.rule_of(cell, model), cell.partition(" r=")
+            assert not rank or max(rule.rank.values()) == int(rank)
+
+
+def test_costs_are_counted_at_two_sizes_and_measured_at_one(results):
+    found = results["cost"]
+    assert np.isfinite(found.flops).all()
+    measured = np.isfinite(found.seconds).all("round")
+    assert measured.sel(cell="vit").values.tolist() == [True, True, False, True, False, False]
+    assert found.rule.values.tolist()[2:] == [f"low-rank r={rank}" for rank in (1, 2, 4, 16)]
+    mlp = found.sel(cell="mlp_32")
+    xr.testing.assert_identical(mlp.flops.sel(size="counted", drop=True), mlp.flops.sel(size="measured", drop=True))
+    assert float(found.flops.sel(cell="vit", size="counted").sum()) > float(
+        found.flops.sel(cell="vit", size="measured").sum()
+    )
+    told = cost.checks(found, TINY["cost"])
+    rule = "mlp_32, low-rank r=16"
+    assert told[f"net saving of FLOPs, {rule}"] < told[f"the same if Q and P learnt for free, {rule}"]
 
 
 def test_ranks_of_one_rule_are_one_part():

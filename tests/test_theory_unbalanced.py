@@ -127,7 +127,6 @@ def test_extreme_arguments():
 
 def late_error(scale, start):
     """Largest deviation over all times, in what the channel sees, of a small start from one that replaces it."""
-    """Largest deviation over all times, in the modes that the channel sees, of a start from one that replaces it."""
     rng = np.random.default_rng(4)
     A, P = np.diag([3.0, 2.0, 1.0]) @ np.eye(3, 4), np.linalg.qr(rng.standard_normal((3, 2)))[0].T
     W1, W2 = scale * rng.standard_normal((3, 4)), scale * rng.standard_normal((3, 3))
