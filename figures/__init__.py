@@ -24,7 +24,7 @@ from typing import Any
 
 NAMES = (
     "modes", "rank", "threshold", "learning_times", "mlp", "constrained", "classes", "networks", "receptive_fields",
-    "language",
+    "language", "deep", "noise",
 )  # fmt: skip
 """All figures, in the order in which they are made."""
 PRESETS = ("quick", "cpu", "paper")

@@ -17,7 +17,7 @@ of online learning in the mean square with one sample per step.
 inputs are many a narrow channel is noisier, since it leaves the readout larger than the features. Gradient descent
 from near the solution returns to it (dots) or leaves it (crosses) as theory says: a channel that makes a mode slower
 by :math:`1/\sqrt\kappa` allows steps larger by the same factor, so that the number of steps need not grow. Online
-learning with single samples gains much less, for its steps are limited by the fluctuations of the input.
+learning with single samples must take steps several times smaller, and its limit moves with the rank alike.
 """
 
 from __future__ import annotations
