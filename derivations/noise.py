@@ -7,7 +7,7 @@ import sympy as sp
 from derivations.algebra import all_sizes
 from derivations.core import SIMPLIFY, ClosedForm, Derivation, Step
 from derivations.registry import derivation
-from derivations.setting import MATHEMATICAL_SHAPES, P, W1, W2, m, n
+from derivations.setting import MATHEMATICAL_SHAPES, W1, W2, P, m, n
 
 GAUSSIAN = "Whitened Gaussian inputs, drawn anew for every step; label noise of covariance :math:`\\sigma^2I`."
 LEARNED = r"Aligned mirror, fixed P, :math:`\lambda = 0`; weights without error, :math:`W_2W_1 = A`."

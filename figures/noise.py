@@ -87,7 +87,7 @@ def _one_rank(rank: int, config: Config, resources: Resources) -> xr.Dataset:
     rule = low_rank(rank, reader=readers.Fixed(P), mirror=mirrors.Exact())
     times = np.linspace(config.burn_in, config.t_max, config.n_times)
 
-    def losses(weights: tuple[np.ndarray, np.ndarray], method: Any, times: np.ndarray, seeds: Any) -> np.ndarray:
+    def losses(weights: tuple[np.ndarray, ...], method: Any, times: np.ndarray, seeds: Any) -> np.ndarray:
         observe = {"excess": lambda snap: np.sum((snap.map - task.teacher) ** 2, axis=(-2, -1)) / 2}
         network = LinearNetwork((config.n_in, 1, config.n_out), Given(weights))
         found = run(task, network, rule, times, seeds=seeds, method=method, observe=observe, device=resources.device)
