@@ -187,7 +187,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     figure = new_figure(PAGE, 2.8)
     along, small, blind = figure.subplots(1, 3)
     fastest = float(results.expected.sel(rank=config.width).min())
-    alphas = np.geomspace(min(config.alphas), max(config.alphas), 60)
+    alphas = np.geomspace(min(config.alphas), max(config.alphas), 12)
     equal = [[alpha] * config.n_layers for alpha in alphas]
     for colour, channel in zip(COLOURS, config.channels, strict=False):
         part = results.sel(channel=channel)

@@ -17,7 +17,7 @@ of online learning in the mean square with one sample per step.
 inputs are many a narrow channel is noisier, since it leaves the readout larger than the features. Gradient descent
 from near the solution returns to it (dots) or leaves it (crosses) as theory says: a channel that makes a mode slower
 by :math:`1/\sqrt\kappa` allows steps larger by the same factor, so that the number of steps need not grow. Online
-learning with single samples gains much less, for its steps are limited by the fluctuations of the input.
+learning with single samples must take steps several times smaller, and its limit moves with the rank alike.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def _one_rank(rank: int, config: Config, resources: Resources) -> xr.Dataset:
     rule = low_rank(rank, reader=readers.Fixed(P), mirror=mirrors.Exact())
     times = np.linspace(config.burn_in, config.t_max, config.n_times)
 
-    def losses(weights: tuple[np.ndarray, np.ndarray], method: Any, times: np.ndarray, seeds: Any) -> np.ndarray:
+    def losses(weights: tuple[np.ndarray, ...], method: Any, times: np.ndarray, seeds: Any) -> np.ndarray:
         observe = {"excess": lambda snap: np.sum((snap.map - task.teacher) ** 2, axis=(-2, -1)) / 2}
         network = LinearNetwork((config.n_in, 1, config.n_out), Given(weights))
         found = run(task, network, rule, times, seeds=seeds, method=method, observe=observe, device=resources.device)

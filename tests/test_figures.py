@@ -35,12 +35,14 @@ from figures import (
     compute,
     constrained,
     cost,
+    deep,
     language,
     learning_times,
     mlp,
     modes,
     networks,
     phase_diagram,
+    noise,
     rank,
     readers,
     receptive_fields,
@@ -167,6 +169,14 @@ TINY = {
             "transformer", cost.Network("vit", {"patch": 4, "width": 16, "depth": 2, "heads": 2}, 4, image=8),
             cost.Network("vit", {"patch": 4, "width": 8, "depth": 1, "heads": 2}, 2, image=8),
         ),
+    ),
+    "deep": deep.Config(
+        channels=(1, 2), ranks=(1, 3), seeds=(0, 1), n_layers=3, width=3, c0=0.05, t_max=40.0, n_times=60,
+        alphas=(0.2, 0.4),
+    ),
+    "noise": noise.Config(
+        ranks=(1, 4), learning_rates=(0.02,), batch_sizes=(1, 2), seeds=tuple(range(16)), n_in=4, n_out=4, t_max=20.0,
+        n_times=13,
     ),
 }  # fmt: skip
 
@@ -1634,3 +1644,17 @@ def test_what_is_recorded_fits_its_preset_and_is_in_the_gallery(path):
     assert {key: value for key, value in shown.items() if key != "drawn"} == told
     assert len(told["git"]["commit"]) == 40
     assert path.stat().st_size < 500_000
+
+
+def test_deep_follows_theory_and_its_exponents(results):
+    checks = deep.checks(results["deep"], TINY["deep"])
+    assert checks["largest relative deviation of a run from its own time"] < 0.02  # times between records interpolated
+    assert checks["the same if every channel counted as that of a two-layer network"] > 0.1
+    assert checks["largest relative deviation behind a channel that sees nothing"] < 1e-3
+
+
+def test_noise_follows_theory(results):
+    checks = noise.checks(results["noise"], TINY["noise"])
+    assert checks["largest relative deviation of the excess loss at the smallest rate"] < 0.3  # of a few samples
+    assert checks["share of gradient descents that are stable or not as theory says"] == 1.0
+    assert checks["the same from the limit of backpropagation"] < 1.0
