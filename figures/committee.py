@@ -13,8 +13,8 @@ is ever learned. With nonlinear units one output already tells the teacher's uni
 carries an error learns the teacher, r = 1 after a plateau until about 70 n steps (loss 0.01 at 200 n and still
 falling). (b) Linear units: r = 1 stops at a loss of 1.5. Dots: two runs per rule at n = 300; they are farthest from
 theory where they leave the plateau of r = 1, a little earlier or later than it (by 0.18 of the first loss). (c) Runs of
-backpropagation approach their flow with the power -0.58 of n for both kinds of units, where theory has -1/2, and stay at
-a fixed distance from the flow of direct feedback (crosses).
+backpropagation approach their flow with the power -0.58 of n for both kinds of units, where theory has -1/2, and stay
+at a fixed distance from the flow of direct feedback (crosses).
 """
 
 from __future__ import annotations
