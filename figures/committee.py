@@ -8,6 +8,13 @@ constant (direct feedback alignment), or :math:`P^\top P V` (a channel with a fi
 **Theory** (black lines). One solution of the flow per rule. Under the aligned channel the hidden layer and PV follow
 backpropagation from the teacher :math:`PV^*`. With linear units that teacher has rank r, and so many modes are all that
 is ever learned. With nonlinear units one output already tells the teacher's units apart, and r = 1 can be enough.
+
+**What is seen.** Two units, three outputs; the channel reads the first r of them. (a) Erf units: every rule that
+carries an error learns the teacher, r = 1 after a plateau until about 70 n steps (loss 0.01 at 200 n and still
+falling). (b) Linear units: r = 1 stops at a loss of 1.5. Dots: two runs per rule at n = 300; they are farthest from
+theory where they leave the plateau of r = 1, a little earlier or later than it (by 0.18 of the first loss). (c) Runs of
+backpropagation approach their flow with the power -0.58 of n for both kinds of units, where theory has -1/2, and stay
+at a fixed distance from the flow of direct feedback (crosses).
 """
 
 from __future__ import annotations
@@ -204,14 +211,17 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     found: dict[str, float] = {}
     scale = results.theory.isel(time=0, rule=0)
     far = abs(results.loss - results.theory) / scale
-    wrong = abs(results.loss - results.theory.sel(rule="direct feedback", drop=True)) / scale
     for name in config.activations:
         found |= {
             f"{name}: largest deviation of a loss from theory, relative to the first": float(
                 far.sel(activation=name).max()
             ),
-            f"{name}: the same, backpropagation by the theory of direct feedback": float(
-                wrong.sel(activation=name, rule="backpropagation").max()
+            f"{name}: the same, backpropagation alone": float(far.sel(activation=name, rule="backpropagation").max()),
+            f"{name}: deviation of overlaps at n = {config.inputs[-1]}": float(
+                np.sqrt((results.deviation.sel(activation=name).isel(inputs=-1) ** 2).mean())
+            ),
+            f"{name}: the same from the flow of direct feedback": float(
+                np.sqrt((results.deviation_wrong.sel(activation=name).isel(inputs=-1) ** 2).mean())
             ),
             f"{name}: power of n with which runs approach the flow": float(
                 slope(results, "deviation").sel(activation=name)
@@ -260,7 +270,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     axes.set_yscale("log")
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    axes.set_ylim(1e-3, 30)
+    axes.set_ylim(1e-3, 1e3)
     axes.set_xlabel("inputs n")
     axes.set_ylabel("deviation from theory")
     axes.legend(loc="upper right")

@@ -6,6 +6,13 @@ backpropagation, :math:`P^\top P` for an aligned channel with reader P, and zero
 
 **Theory** (black lines). Kernel regression in each eigendirection of C (:func:`linfb.theory.lazy_outputs`), at infinite
 width. Three outputs have the same targets, and the channel sees the shares c = 1, 0.3 and 0 of them.
+
+**What is seen.** Every output is learned, whether the channel sees it or not; what it sees is learned faster. (a, b)
+Networks of width 1024 (dots, five seeds) scatter about the lines; the output with c = 1 is that of backpropagation,
+and under feedback alignment (crosses, mean of the outputs) all outputs are as if not seen. (c) The outputs under the
+channel approach theory with the powers -0.45 (ReLU) and -0.48 (erf) of the width, where theory has -1/2, and not the
+theory with backpropagation's kernel (crosses). Under feedback alignment the powers are -0.36 and -0.55: ReLU networks
+of these widths are still farther from the limit, 0.058 at width 1024 against 0.037 under the channel.
 """
 
 from __future__ import annotations
@@ -220,7 +227,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("width k")
-    axes.set_ylabel("deviation of outputs from theory")
+    axes.set_ylabel("deviation from theory")
     axes.set_xticks(widths, [str(width) for width in widths])
     axes.minorticks_off()
     axes.set_ylim(2e-3, 0.25)

@@ -321,6 +321,8 @@ def test_wide_networks_and_committees_approach_their_theory(results):
         assert found[right] < 0.6 * found[wrong]
     found = committee.checks(results["committee"], TINY["committee"])
     for name in ("erf", "linear"):
+        own, other = f"{name}: deviation of overlaps at n = 64", f"{name}: the same from the flow of direct feedback"
+        assert found[own] < 0.3 * found[other]
         assert abs(found[f"{name}: power of n with which runs approach the flow"] + 0.5) < 0.2
         assert abs(found[f"{name}: the same for the flow of direct feedback"]) < 0.1
 
