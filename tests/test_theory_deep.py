@@ -95,14 +95,14 @@ def test_is_what_a_simulated_network_does():
     hidden = linfb.LinearNetwork((7, 5, 4, 6), linfb.networks.Aligned(0.05))
     times = np.linspace(0.0, 9.0, 4)
     run = linfb.simulate(
-        task, hidden, rule, times, seeds=[0, 1], method=Dop853(rtol=1e-11, atol=1e-14), observe="mode_strength"
+        task, hidden, rule, times, seeds=[0, 1], method=Dop853(rtol=1e-9, atol=1e-12), observe="mode_strength"
     )
     for seed, strength in zip((0, 1), run.mode_strength.transpose("seed", "time", "mode").values, strict=True):
         state = linfb.linear.simulation.initial_state(task, hidden, rule, seed=seed)[0]
         hear = [np.linalg.svd(W)[0][:, 0] for W in state.weights[1:]]
         kappa = [np.sum((channel.P @ g) ** 2) for channel, g in zip(state.channels, hear, strict=True)]
         expected = np.prod(theory.deep_mode(times, 1.4, [0.05 ** (1 / 3)] * 3, kappa), axis=-1)
-        assert_close(expected, strength[:, 0], 1e-9)
+        assert_close(expected, strength[:, 0], 1e-7)  # of the solver
         with pytest.raises(AssertionError):
             assert_close(
                 np.prod(theory.deep_mode(times, 1.4, [0.05 ** (1 / 3)] * 3, kappa[::-1]), axis=-1), strength, 1e-3
