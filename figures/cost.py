@@ -16,19 +16,18 @@ therefore at most the share of the transport: 11 % in the perceptron, whose larg
 33 % in the network like VGG, 32 % in the transformer.
 
 **What is seen.** *Counted*, the net saving at r = 8 and 64 is 10 and 2.6 % in the perceptron with batches of 32
-(batches of 128: 10 and 4.7 %), 31 and 15 % in the network like VGG, 30 and 19 % in the transformer; it ends at ranks
-77 (102), 171 and 151. With channels that learnt for free it would seem to end at the width of the layers: that Q and P
-have to learn costs up to half of the ranks at which one saves. *Memory* grows with r, it never falls: a channel adds
-Q, P, their gradients and what the optimiser keeps of them. At r = 64 the peak is 1.07 of backpropagation's in the
-perceptron, 1.31 and 1.23 in the small networks, where 64 is as wide as the widest layer or half of it. *Measured
-seconds* do not follow the count (medians of five rounds; backpropagation timed twice differs by up to 6 % at its
-quartiles): with r = 8 and 64 a step takes 1.02 and 1.01 of backpropagation's time in the perceptron with batches of
-32, .98 and 1.04 with 128, 1.13 and 1.37 in the small convolutional network, 1.08 and 1.24 in the small transformer.
-Even zero feedback saves only 6 to 7 % of the time in the perceptron (11 % of the operations), 11 and 17 % in the
-other two (33 and 29 %): much of a step is no product, and a channel has more products that are small. So at these
-sizes on this machine the channel saves operations and no time; :doc:`performance` says where the time goes, and that
-with batches of 512 a square perceptron does save some. The times were taken on a machine with other work to do;
-ratios within a round are what can be trusted, not milliseconds.
+(batches of 128: 10 and 4.7 %), 31 and 15 % in the network like VGG, 30 and 19 % in the transformer; it ends at ranks 77
+(102), 171 and 151. With channels that learnt for free it would end at about 256 in all of them. *Memory* grows with r,
+it never falls: a channel adds Q, P, their gradients and what the optimiser keeps of them. At r = 64 the peak is 1.07 of
+backpropagation's in the perceptron, 1.31 and 1.23 in the small networks, where 64 is the width of the widest
+convolution and half the transformer's. *Measured seconds* do not follow the count (medians of five rounds;
+backpropagation timed twice differs by up to 7 % at its quartiles): with r = 8 and 64 a step takes 1.02 and 1.01 of
+backpropagation's time in the perceptron with batches of 32, .98 and 1.04 with 128, 1.13 and 1.37 in the small
+convolutional network, 1.08 and 1.24 in the small transformer. Even zero feedback saves only 6 to 7 % of the time in the
+perceptron (11 % of the operations), 11 and 17 % in the other two (33 and 29 %): much of a step is no product, and a
+channel has more products that are small. So at these sizes on this machine the channel saves operations and no time;
+:doc:`performance` says where the time goes, and that with batches of 512 a square perceptron does save some. The times
+were taken on a machine with other work to do; ratios within a round are what can be trusted, not milliseconds.
 
 **To vary it**: ``--set vgg.measured.batch_size=32``, ``--set measured_ranks=1,4,16,64``, ``--set rounds=15``;
 ``--preset cpu`` measures networks of the paper's widths with small batches, ``paper`` everything as it is counted
