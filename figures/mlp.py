@@ -15,8 +15,10 @@ enough, and adaptive readers should do better than fixed ones below it.
 comes close to that of backpropagation at r = 10; at r = 1 and 2 Oja's readers have the lower error, whether the
 mirror learns or not. Three seeds and 360 test images (one image is .003) do not resolve more. Zero feedback is far
 from chance: a readout on random features does much of the work, so it, not the dotted line, is the level to compare
-with. Other data: ``--data mnist`` or ``--data cifar10`` with ``--data-root``; ``--preset cpu`` is the comparison on
-all of CIFAR-10.
+with. On all of CIFAR-10 (``--preset cpu``, twenty epochs) accuracy saturates at r = 10 with an adaptive reader and a
+learned mirror: .511, .545, .549, .547 at r = 5, 10, 16, 64, against .553 of backpropagation and .405 of zero feedback.
+"Q only" costs .02 to .03 up to r = 16 and does not saturate there, "P only" costs .01 at r = 10. Other data: ``--data
+mnist`` or ``--data cifar10`` with ``--data-root``.
 """
 
 from __future__ import annotations
