@@ -104,7 +104,7 @@ def _ward() -> tuple[Step, ...]:
     a, b = sp.symbols("a b", positive=True)
     return (
         Step(
-            r"The overlaps repel, with the joint density :math:`\prod_i x_i^a (1 - x_i)^b \prod_{i<j} |x_i - x_j|`, "
+            r"The overlaps repel, with the joint density :math:`\prod_i x_i^a (1 - x_i)^b \prod_{i < j} |x_i - x_j|`, "
             r":math:`a = (r - d - 1)/2`, :math:`b = (m - r - d - 1)/2`. Integrate :math:`\sum_i \partial_i (z - "
             r"x_i)^{-1}` "
             "against it; a pair contributes a product:",

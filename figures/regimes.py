@@ -52,7 +52,7 @@ class Config:
     start_scale: float = 1e-2
     weight_decay: float = 0.03
     t_max: float = 60.0
-    n_times: int = 241
+    n_times: int = 201
 
 
 PARTS = "reader_rates"

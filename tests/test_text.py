@@ -26,7 +26,7 @@ def numbered(n):
     shares=st.tuples(st.floats(0.05, 0.4), st.floats(0.05, 0.4)),
 )
 def test_windows_are_consecutive_and_never_cross_a_border(n, length, shares):
-    if n * min(shares) < length + 2:
+    if n * min(*shares, 1 - sum(shares)) < length + 2:
         return
     text = Text.from_string(numbered(n), length=length, validation=shares[0], test=shares[1])
     assert abs(text.borders[0] - n * (1 - sum(shares))) <= 0.5
