@@ -190,7 +190,7 @@ def drawn_from(variant: Variant, parts: Mapping[str, Mapping[str, Any]]) -> str:
     from importlib.metadata import version
 
     content = {
-        "parts": [(label, part["key"], part["computed"]) for label, part in parts.items()],
+        "parts": sorted((label, part["key"], part["computed"]) for label, part in parts.items()),
         "code": [_source.source_of(variant.name, ["plot"]), _source.source_of("_run", ["draw"])],
         "words": variant.words,
         "matplotlib": version("matplotlib"),

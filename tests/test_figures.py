@@ -1298,6 +1298,13 @@ def test_only_what_changed_is_drawn_again(call, tmp_path, monkeypatch, written):
     assert len(written) == 1
 
 
+def test_parts_may_become_ready_in_any_order():
+    parts = {label: {"key": label, "computed": "now"} for label in ("0.3", "0.7")}
+    one = _variants.Variant("threshold", "tiny", ONE)
+    assert _run.drawn_from(one, parts) == _run.drawn_from(one, dict(reversed(parts.items())))
+    assert _run.drawn_from(one, parts) != _run.drawn_from(one, parts | {"0.3": {"key": "0.3", "computed": "then"}})
+
+
 def test_ranks_apart_are_parts_of_their_own():
     config = mlp.Config(cells=("Oja r=2", "DFA", "Oja r=1"))
     parts = _run.parts_of("mlp", config, HERE, apart=True)
