@@ -29,7 +29,7 @@ def unbalanced_mode_strength(t: Any, s: Any, c0: Any, imbalance: Any, *, kappa: 
     c0 : array_like
         Strength at t = 0, >= 0.
     imbalance : array_like
-        mu = |W1|^2 - kappa |W2|^2 along the mode, of either sign, which does not matter.
+        :math:`\mu = \|W_1\|^2 - \kappa\|W_2\|^2` along the mode, of either sign, which does not matter.
     kappa : array_like
         Share of the mode's output direction that the channel sees, >= 0.
 
