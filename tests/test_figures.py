@@ -49,6 +49,7 @@ from figures import (
     regimes,
     threshold,
     transformer,
+    unbalanced,
     update_rank,
     wide,
 )  # fmt: skip
@@ -131,6 +132,9 @@ TINY = {
     "phase_diagram": phase_diagram.Config(
         decays=(0.1, 0.3), n_out=16, tasks=(4, 12), ranks=(2, 8, 14), n_modes=4, flow_ranks=(8,), time_rank=8,
         seeds=tuple(range(10)), n_times=61, t_end=150.0, sizes=(16, 32), size_draws=1000,
+    ),
+    "unbalanced": unbalanced.Config(
+        imbalances=(0.0, 0.3, 1.5), ranks=(1, 4), seeds=(0, 1), width=4, n_times=61, t_max=12.0, drawn=(0.0, 1.5)
     ),
     "regimes": regimes.Config(
         reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
@@ -1653,6 +1657,15 @@ def test_what_is_recorded_fits_its_preset_and_is_in_the_gallery(path):
     assert {key: value for key, value in shown.items() if key not in ("drawn", "drawn_from")} == told
     assert len(told["git"]["commit"]) == 40
     assert path.stat().st_size < 500_000
+
+
+def test_unbalanced_modes_follow_their_curves_and_bend_as_theory_says(results):
+    checks = unbalanced.checks(results["unbalanced"], TINY["unbalanced"])
+    assert checks["largest deviation of a run from its curve, over s"] < 1e-7  # the solver's tolerance
+    assert checks["the same from the curve of backpropagation"] > 0.1
+    found = unbalanced.bends_up(results["unbalanced"])
+    assert found.sel(imbalance=0.0).all()
+    assert not found.sel(imbalance=1.5).any()
 
 
 def test_deep_follows_theory_and_its_exponents(results):
