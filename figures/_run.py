@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,10 +93,16 @@ def compute(part: Part, resources: Resources, folder: Path) -> Part:
         "device": device_name(resources.device),
         "seconds": round(time.perf_counter() - start, 2),
         "computed": datetime.now(UTC).isoformat(timespec="seconds"),
-        "git": git_state(besides=MADE),
+        "git": state_of_the_code(),
     }
     Store(folder).write(part.key, dataset, record)
     return replace(part, dataset=dataset, record=record)
+
+
+@cache
+def state_of_the_code() -> dict[str, Any]:
+    """Return the commit, as it was when this process first asked: what is loaded does not change with the files."""
+    return git_state(besides=MADE)
 
 
 def device_name(device: str) -> str:
@@ -238,7 +245,7 @@ def provenance(
         "device": resources.device,
         "machine": platform.machine(),
         "versions": versions() | {package: version(package) for package in packages},
-        "git": git_state(besides=MADE),
+        "git": state_of_the_code(),
         "library_sha256": _source.library_hash(),
         "parts": {part.label: {"key": part.key} | {key: part.record.get(key) for key in told} for part in parts},
         "seconds_of_simulation": round(sum(part.record.get("seconds", 0.0) for part in parts), 2),
