@@ -270,7 +270,7 @@ def published_of(cell: str, numbers: Mapping[str, Any]) -> float | None:
     """Return the published number of a cell, where there is one, from numbers by sweep and rank."""
     sweep, _, rank = cell.partition(" r=")
     theirs = numbers.get(sweep)
-    return theirs.get(int(rank)) if rank.isdigit() and theirs else theirs
+    return theirs.get(int(rank) if rank.isdigit() else rank) if isinstance(theirs, Mapping) else theirs
 
 
 def minus_published(found: Mapping[str, float], numbers: Mapping[str, Any]) -> dict[str, float]:

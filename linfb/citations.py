@@ -39,6 +39,8 @@ def cite(*used: Any) -> str:
 
     Raises
     ------
+    TypeError
+        If something is none of these.
     ValueError
         If there is nothing in linfb of that name.
 
@@ -77,6 +79,8 @@ def _keys(used: Any) -> set[str]:
     if inspect.isroutine(used) or isinstance(used, type):
         return _documented(used)
     attributes = getattr(used, "attrs", used)
+    if not isinstance(attributes, Mapping) and type(used).__module__.partition(".")[0] != "linfb":
+        raise TypeError(f"used must be of linfb, a result, its attributes or a name, got {used!r}")
     return _mentioned(str(list(attributes.values()) if isinstance(attributes, Mapping) else attributes))
 
 

@@ -1302,6 +1302,15 @@ def test_only_what_changed_is_drawn_again(call, tmp_path, monkeypatch, written):
     assert len(written) == 1
 
 
+def test_cells_find_the_numbers_of_the_paper():
+    assert mlp.paper_of("Oja r=10") == constrained.paper_of("all layers r=10") == 0.6184
+    assert mlp.paper_of("backpropagation") == 0.6275
+    assert transformer.paper_of("normative r=48") == 0.9126
+    for cell in ("DFA", "fixed P r=10", "Oja r=3"):
+        assert mlp.paper_of(cell) is None
+    assert constrained.paper_of("all layers") is None
+
+
 def test_parts_may_become_ready_in_any_order():
     parts = {label: {"key": label, "computed": "now"} for label in ("0.3", "0.7")}
     one = _variants.Variant("threshold", "tiny", ONE)
