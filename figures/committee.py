@@ -27,7 +27,7 @@ import numpy as np
 
 from figures._run import Resources
 from figures._style import COLOURS, GREY, PAGE, THEORY, new_figure, panel_letter
-from figures.wide import functions
+from figures.wide import functions, power
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -199,13 +199,6 @@ def deviations(theory: str, activation: str, config: Config) -> np.ndarray:
     return np.sqrt(squares)
 
 
-def slope(results: xr.Dataset, name: str) -> xr.DataArray:
-    """Return the power of the number of inputs with which a deviation falls, per activation."""
-    rms = np.sqrt((results[name] ** 2).mean("run"))
-    x = np.log(results.inputs) - np.log(results.inputs).mean()
-    return (np.log(rms) * x).sum("inputs") / (x**2).sum()
-
-
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
     """Return how far simulation is from theory, with which power of n that falls, and what is left at the end."""
     found: dict[str, float] = {}
@@ -224,10 +217,10 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
                 np.sqrt((results.deviation_wrong.sel(activation=name).isel(inputs=-1) ** 2).mean())
             ),
             f"{name}: power of n with which runs approach the flow": float(
-                slope(results, "deviation").sel(activation=name)
+                power(results.deviation, "inputs", "run").sel(activation=name)
             ),
             f"{name}: the same for the flow of direct feedback": float(
-                slope(results, "deviation_wrong").sel(activation=name)
+                power(results.deviation_wrong, "inputs", "run").sel(activation=name)
             ),
         }
         for rule in config.rules:

@@ -21,10 +21,10 @@ therefore at most the share of the transport: 11 % in the perceptron, whose larg
 it never falls: a channel adds Q, P, their gradients and what the optimiser keeps of them. At r = 64 the peak is 1.07 of
 backpropagation's in the perceptron, 1.31 and 1.23 in the small networks, where 64 is the width of the widest
 convolution and half the transformer's. *Measured seconds* do not follow the count (medians of five rounds;
-backpropagation timed twice differs by up to 7 % at its quartiles): with r = 8 and 64 a step takes 1.02 and 1.01 of
-backpropagation's time in the perceptron with batches of 32, .98 and 1.04 with 128, 1.13 and 1.37 in the small
-convolutional network, 1.08 and 1.24 in the small transformer. Even zero feedback saves only 6 to 7 % of the time in the
-perceptron (11 % of the operations), 11 and 17 % in the other two (33 and 29 %): much of a step is no product, and a
+backpropagation timed twice differs by up to 5 %): with r = 8 and 64 a step takes 1.05 and 1.13 of
+backpropagation's time in the perceptron with batches of 32, .99 and 1.04 with 128, 1.09 and 1.25 in the small
+convolutional network, 1.03 and 1.21 in the small transformer. Even zero feedback saves only 8 % of the time in the
+perceptron (11 % of the operations), 13 and 20 % in the other two (33 and 29 %): much of a step is no product, and a
 channel has more products that are small. So at these sizes on this machine the channel saves operations and no time;
 :doc:`performance` says where the time goes, and that with batches of 512 a square perceptron does save some. The times
 were taken on a machine with other work to do; ratios within a round are what can be trusted, not milliseconds.

@@ -167,11 +167,11 @@ def _one_activation(activation: str, config: Config) -> xr.Dataset:
     ).expand_dims(activation=[activation])  # fmt: skip
 
 
-def slope(results: xr.Dataset, name: str) -> xr.DataArray:
-    """Return the power of the width with which a deviation falls, per activation and rule."""
-    rms = np.sqrt((results[name] ** 2).mean("seed"))
-    x = np.log(results.width) - np.log(results.width).mean()
-    return (np.log(rms) * x).sum("width") / (x**2).sum()
+def power(deviation: xr.DataArray, size: str, runs: str) -> xr.DataArray:
+    """Return the power of a size (a dimension) with which deviations fall, in the root mean square of the runs."""
+    rms = np.sqrt((deviation**2).mean(runs))
+    x = np.log(rms[size]) - np.log(rms[size]).mean()
+    return (np.log(rms) * x).sum(size) / (x**2).sum()
 
 
 def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
@@ -188,8 +188,10 @@ def checks(results: xr.Dataset, config: Config) -> dict[str, float]:
                 f"{name}: the same by backpropagation's kernel": float(
                     np.sqrt((one.deviation_wrong.isel(width=-1) ** 2).mean())
                 ),
-                f"{name}: power of the width": float(slope(one, "deviation")),
-                f"{name}: the same by backpropagation's kernel, power": float(slope(one, "deviation_wrong")),
+                f"{name}: power of the width": float(power(one.deviation, "width", "seed")),
+                f"{name}: the same by backpropagation's kernel, power": float(
+                    power(one.deviation_wrong, "width", "seed")
+                ),
             }
         last = results.theory.sel(activation=activation, rule="channel").isel(time=-1)
         for share, loss in zip(config.shares, last.values, strict=True):

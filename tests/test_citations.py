@@ -57,7 +57,7 @@ def test_a_result_names_what_made_it(tmp_path):
 def test_unknown_names_and_files_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"name must be a public one .* got 'exact'"):
         linfb.cite("exact")
-    with pytest.raises(TypeError, match="used must be of linfb.* got 3"):
+    with pytest.raises(TypeError, match=r"used must be of linfb.* got 3"):
         linfb.cite(3)
     for used, words in (("exact", "got 'exact'"), (str(tmp_path / "none.nc"), "cannot read")):
         answer = CliRunner().invoke(cli.main, ["cite", used])

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from linfb.theory import conserved, exact_map, m_balanced_weights, mode_strength, rich_imbalance
+from linfb.theory import (
+    conserved,
+    exact_map,
+    expected_learned_fraction,
+    m_balanced_weights,
+    mode_strength,
+    rich_imbalance,
+)
 from linfb.theory import unbalanced_mode_strength as strength
 from tests.theory_flow import assert_close, integrate, low_rank_flow
 
@@ -117,6 +124,24 @@ def test_curves_bend_below_the_boundary_only(kappa):
     for share in (0.9, 1.1):
         bend = np.diff(strength(t, s, 0.0, share * edge, kappa=kappa), 2)
         assert (bend.max() > 1e-9) == (share < 1)
+
+
+@pytest.mark.parametrize("imbalance", [0.4, 0.7, 1.0])
+def test_share_of_rich_modes_behind_random_channels(imbalance):
+    rank, n_modes, n_out, s, n_draws = 20, 10, 40, 2.0, 60
+    shares = []
+    for rng in map(np.random.default_rng, range(n_draws)):
+        Q, _ = np.linalg.qr(rng.standard_normal((n_out, rank)))
+        kappa = np.linalg.svd(Q[:n_modes], compute_uv=False) ** 2
+        shares.append(np.mean(imbalance < rich_imbalance(s, kappa=kappa)))
+    error = np.std(shares, ddof=1) / np.sqrt(n_draws)
+
+    def z(mu):
+        law = expected_learned_fraction(rank / n_out, n_modes / n_out, np.sqrt(2) * mu / s, n_out=n_out)
+        return abs(np.mean(shares) - law) / error
+
+    assert z(imbalance) < 4
+    assert z(1.3 * imbalance) > 4
 
 
 def test_extreme_arguments():
