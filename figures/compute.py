@@ -24,8 +24,9 @@ how many it needs.
 :doc:`cifar10` has accuracies of larger networks). *Per step*, r = 10 has .83 of backpropagation's operations and
 takes 1.4 to 1.5 times its time (in two runs of the figure): steps this small are bound by calls, and a rule with Q
 and P has more of them; zero feedback, .71 of the operations, takes .90 to .93. *To an accuracy*, nothing is saved
-that three seeds could show. To .95 the rule takes 1.46, 1.30 and 1.25 times the operations of backpropagation at
-r = 5, 10 and 32, and 4.4 times at r = 2 (one run of three never reaches it); to .975, .92, 1.03 and 1.76, while backpropagation's own runs go from .8 to 1.2.
+that three seeds could show. To .95 the rule takes 1.46, 1.30 and 1.25 times the operations of backpropagation at r =
+5, 10 and 32, and 4.4 times at r = 2 (one run of three never reaches it); to .975, .92, 1.03 and 1.76, while
+backpropagation's own runs go from .8 to 1.2.
 In seconds it is 1.65 to 2.8 times as dear at every one of these ranks. Without the charge for Q and P, r = 32 would
 seem as cheap as backpropagation to .95 (.99 in place of 1.25), which is why it is charged. Feedback alignment costs
 1.35 and 2.7 times as much. Rank 1 and two of three runs of zero feedback never reach .95. 287 validation images do

@@ -16,17 +16,18 @@ before Oja's flow, which changes its pace and not its end. While the network lea
 r below the dimension of the errors the largest of what is left is where the channel does not look (hiding,
 :doc:`theory`).
 
-**What is seen** (quick preset: digits, 64 units in every hidden layer, 360 steps of 32 images, three seeds; means at r
-= 2). In hidden layers readers find the subspace: overlaps end at .68 and .85 (Oja) and .84 and .88 (similarity
+**What is seen** (quick preset: digits, 64 units in every hidden layer, 360 steps of 32 images, three seeds; means at
+r = 2). In hidden layers readers find the subspace: overlaps end at .68 and .85 (Oja) and .84 and .88 (similarity
 matching), against .03 by chance and .02 to .03 of fixed readers. Both need a median of 97 and 51 steps for a half:
-local and not local are equally fast. At the output no reader finds it: most overlaps stay *below* chance (.2), as they
-do with a fixed P, which is what hiding is. On errors that do not change Oja's readers are within .014 of the closed
-form, similarity matching is off it by up to .39 on the way, and both end at 1.00. Normalisation makes no difference
-under AMSGrad (.80 and .82 without). Under gradient descent it decides the pace: with thirty times the rate plain
-readers still need 360 and 187 steps for a half, where normalised ones need 187 and 97. To find the subspace is not to
-learn: the fast reader has the largest overlaps (.95 and .90 in 51 and 14 steps) and an accuracy of .58, as the mirror
-cannot follow; all others have .90 to .95, fixed readers .92, and .96 to .97 at r = 5. Sanger's rule is not among the
-readers. The preset ``cpu`` (CIFAR-10, 512 units) has not been run yet.
+local and not local are equally fast. At the output no reader finds it: most overlaps stay *below* chance (.2), as
+they do with a fixed P; hiding would look like this, but nothing else of it was tested. On errors that do not change
+Oja's readers are within .014 of the closed form, similarity matching is off it by up to .39 on the way, and both end
+at 1.00. Normalisation makes no difference under AMSGrad (.80 and .82 without). Under gradient descent it decides the
+pace: with thirty times the rate plain readers still need 360 and 187 steps for a half, where normalised ones need 187
+and 97. To find the subspace is not to learn: the fast reader has the largest overlaps (.95 and .90 in 51 and 14
+steps) and an accuracy of .58 (why was not measured: perhaps its mirror cannot follow); all others have .90 to .95,
+fixed readers .92, and .96 to .97 at r = 5. Sanger's rule is not among the readers. The preset ``cpu`` (CIFAR-10, 512
+units) has not been run yet.
 """
 
 from __future__ import annotations
