@@ -1,6 +1,8 @@
 """Argument checks: what passes comes back unchanged, what does not is named."""
 
 import fractions
+import inspect
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from linfb import _checks
+from linfb import _checks, theory
 
 REFUSED = (TypeError, ValueError)
 NOT_NUMBERS = st.one_of(
@@ -142,3 +144,21 @@ def test_covariances_pass_and_come_back_symmetric(root):
     assert np.array_equal(_checks.covariance("C", matrix, 3), _checks.covariance("C", matrix, 3).T)
     refused(_checks.covariance, matrix, 4)
     refused(_checks.covariance, matrix - (1e-3 + np.trace(matrix)) * np.eye(3), 3)
+
+
+BAD = ["None", "text", "nan", "negative", "empty", "cube", "object"]
+FUNCTIONS = [name for name in theory.__all__ if inspect.isfunction(getattr(theory, name)) and name != "predict"]
+
+
+@pytest.mark.parametrize("bad", [None, "x", np.nan, -1.0, [], np.ones((2, 3, 4)), object()], ids=BAD)
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_what_is_bad_in_every_argument_is_refused_by_the_name_of_one(name, bad):
+    parameters = inspect.signature(getattr(theory, name)).parameters
+    needed = [p for p in parameters.values() if p.default is p.empty]
+    positional = [bad for p in needed if p.kind is not p.KEYWORD_ONLY]
+    message = name  # of an argument, if anything is refused; some functions take what others do not
+    try:
+        getattr(theory, name)(*positional, **{p.name: bad for p in needed if p.kind is p.KEYWORD_ONLY})
+    except REFUSED as error:
+        message = str(error)
+    assert message == name or re.search(rf"\b({'|'.join(parameters)})\b", message)

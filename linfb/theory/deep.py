@@ -63,6 +63,7 @@ def deep_conserved(weights: Sequence[Any], readers: Sequence[Any]) -> tuple[np.n
     >>> deep_conserved([[[1.0]], [[2.0]], [[3.0]]], [[[0.5]], None])
     (array([[0.]]), array([[-5.]]))
     """
+    _sequences(weights=weights, readers=readers)
     layers = [real_array(f"weights[{i}]", W) for i, W in enumerate(weights)]
     if len(layers) < 2 or len(readers) != len(layers) - 1:
         raise ValueError(f"readers must be one fewer than weights, got {len(readers)} for {len(layers)} layers")
@@ -117,6 +118,13 @@ def deep_slowdown(kappa: Any) -> np.ndarray:
         return np.prod(kappa ** (-np.arange(1, n_layers) / n_layers), axis=-1)[()]
 
 
+def _sequences(**arguments: Any) -> None:
+    """Refuse what has no entries, one per layer or channel."""
+    for name, value in arguments.items():
+        if not hasattr(value, "__len__") or isinstance(value, str):
+            raise TypeError(f"{name} must be a sequence, got {value!r}")
+
+
 def typical_deep_slowdown(ranks: Sequence[int], widths: Sequence[int]) -> float:
     r"""Return the geometric mean of :func:`deep_slowdown` over random channels, for a mode that ignores them.
 
@@ -157,6 +165,7 @@ def typical_deep_slowdown(ranks: Sequence[int], widths: Sequence[int]) -> float:
     >>> round(typical_deep_slowdown([4, 16], [16, 16]), 3), round(typical_deep_slowdown([16, 4], [16, 16]), 3)
     (1.701, 2.892)
     """
+    _sequences(ranks=ranks, widths=widths)
     if len(ranks) != len(widths) or not len(ranks):
         raise ValueError(f"ranks and widths must have one entry per channel, got {len(ranks)} and {len(widths)}")
     logarithm, n_layers = 0.0, len(ranks) + 1

@@ -375,7 +375,7 @@ def overlap_moment(order: int, rank: int, task_rank: int, n_out: int) -> float:
     >>> [overlap_moment(order, 6, 2, 8) for order in (1, 2, -1)]
     [0.75, 0.6214..., 1.6666...]
     """
-    if order not in (1, 2, -1):
+    if integer("order", order) not in (1, 2, -1):
         raise ValueError(f"order must be 1, 2 or -1, got {order!r}")
     m = integer("n_out", n_out, at_least=1)
     r, d = integer("rank", rank, at_least=1), integer("task_rank", task_rank, at_least=1)
