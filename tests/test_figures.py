@@ -30,6 +30,7 @@ from figures import (
     _watched,
     alignment,
     blocks,
+    capture,
     classes,
     committee,
     compute,
@@ -139,6 +140,10 @@ TINY = {
     "regimes": regimes.Config(
         reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
         n_times=161,
+    ),
+    "capture": capture.Config(
+        ratios=(0.5,), reader_rates=(0.3, 0.6, 1.5), weight_decay=0.1, t_max=60.0, tilts=(0.08,),
+        distances=(0.15, 0.2, 0.23, 0.25, 0.27, 0.35),
     ),
     "wide": wide.Config(widths=(32, 256), seeds=(0, 1, 2), train=12, test=20, times=(0.0, 2.0, 10.0, 20.0)),
     "committee": committee.Config(n_in=100, t_max=5.0, n_times=4, inputs=(16, 64), runs=20),
@@ -276,6 +281,16 @@ def test_regimes_are_where_theory_puts_them(results):
     assert checks["the same, all modes in parallel"] > 0.6
     assert checks["capture: largest deviation of the number of known modes from r"] < 0.1
     assert checks["the same with the fastest weight mirror"] > 0.5
+
+
+def test_capture_is_where_theory_puts_it(results):
+    checks = capture.checks(results["capture"], TINY["capture"])
+    assert checks["period: largest relative deviation from theory"] < 0.05
+    assert checks["the same if readers were infinitely fast"] > 0.3
+    assert checks["share of runs that go round, from the cycle, where theory has one"] == 1.0
+    assert checks["share of runs that turn, from the learned mode, above the critical rate only"] == 1.0
+    assert checks["distance at which a tilted reader turns: mean relative deviation from theory"] < 0.15
+    assert checks["second singular value of the hidden layer at the end, relative to the first"] < 0.01
 
 
 def test_threshold_follows_theory(results):

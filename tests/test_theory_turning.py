@@ -2,28 +2,18 @@
 
 import numpy as np
 import pytest
+from scipy.integrate import solve_ivp
 
-from linfb.theory import critical_reader_rate, critical_reader_rate_at, modes_learned_by_errors, turning_exponent
-from tests.theory_flow import assert_close, integrate
+from linfb.theory import (
+    critical_reader_rate,
+    critical_reader_rate_at,
+    critical_tilt,
+    modes_learned_by_errors,
+    turning_exponent,
+)
+from tests.theory_flow import assert_close, errors_flow, integrate
 
 STRENGTHS = np.array([4.0, 3.0, 2.0, 1.0])
-
-
-def errors_flow(A, rate, mirror, *, decay=0.0, noise=None, gamma=5.0):
-    """Return the right-hand side of the flow with an error-driven Oja reader (plain, any dtype)."""
-    noise = np.zeros(len(A)) if noise is None else np.asarray(noise)
-
-    def rhs(W1, W2, P, Q):
-        E = A - W2 @ W1
-        C = E @ E.T + np.diag(noise)
-        Q = P @ W2 if mirror == "perfect" else Q
-        moves = {
-            "perfect": 0 * Q, "kolen_pollack": P @ E @ W1.T - decay * Q, "weight_mirror": gamma * (P @ W2 - Q),
-        }  # fmt: skip
-        turn = rate * (P @ C - P @ C @ P.T @ P)
-        return Q.T @ P @ E - decay * W1, E @ W1.T - decay * W2, turn, moves[mirror]
-
-    return rhs
 
 
 def jacobian(rhs, state):
@@ -148,6 +138,81 @@ def test_how_many_modes_are_learned(rank, rate):
     assert found != modes_learned_by_errors(s, rank, rate / 3) or found == rank
 
 
+def tilted(s, rank, tilt):
+    """Return W1, W2, P, Q where modes are learned and the reader is tilted towards the next one."""
+    W1, W2, P, Q = learned(s, rank)
+    P[-1, rank - 1 : rank + 1] = np.cos(tilt), np.sin(tilt)
+    return W1, W2, P, Q
+
+
+def escapes(s, rank, rate, mirror, state):
+    """Whether a reader ends far from the first modes within a long time, at lambda = 0."""
+    flow, shapes = errors_flow(np.diag(s), rate, mirror), [x.shape for x in state]
+    cuts = np.cumsum([x.size for x in state[:-1]])
+
+    def parts(flat):
+        return [x.reshape(shape) for x, shape in zip(np.split(flat, cuts), shapes, strict=True)]
+
+    def far(_, flat):
+        return abs(parts(flat)[2][-1, rank]) - 0.8
+
+    far.terminal = True
+    start = np.concatenate([np.ravel(x) for x in state])
+    if far(0, start) > 0:
+        return True
+    run = solve_ivp(lambda _, flat: np.concatenate([np.ravel(x) for x in flow(*parts(flat))]), (0, 1e4), start,
+                    method="LSODA", rtol=1e-8, atol=1e-12, events=far)  # fmt: skip
+    return run.status == 1
+
+
+@pytest.mark.parametrize(
+    ("mirror", "rank"), [("perfect", 1), ("perfect", 2), ("weight_mirror", 1), ("kolen_pollack", 1)]
+)
+def test_tilt_that_escapes(mirror, rank):
+    """The formula is of leading order: its relative error at least halves with the distance from the critical rate."""
+    s, errors = np.array([3.0, 2.0, 1.0]), []
+    name = "kolen_pollack" if mirror == "kolen_pollack" else "perfect"
+    other = "perfect" if mirror == "kolen_pollack" else "kolen_pollack"
+    for distance in (0.05, 0.025):
+        rate = (1 - distance) * critical_reader_rate(s, rank)
+        theory = critical_tilt(s, rank, rate, mirror=name)
+        low, high = theory, 1.04 * theory
+        ends = [escapes(s, rank, rate, mirror, tilted(s, rank, tilt)) for tilt in (low, high)]
+        assert ends == [False, True]
+        for _ in range(9):
+            middle = (low + high) / 2
+            turns = escapes(s, rank, rate, mirror, tilted(s, rank, middle))
+            low, high = (low, middle) if turns else (middle, high)
+        errors.append(middle / theory - 1)
+        assert abs(middle / critical_tilt(s, rank, rate, mirror=other) - 1) > 0.09
+    assert np.abs(errors).max() < 0.03
+    assert np.log2(errors[0] / errors[1]) > 0.9
+
+
+def test_small_random_starts_escape_below_the_critical_rate():
+    """By a relative distance of the order 2/3 in their scale (with logarithms), as if that were their tilt."""
+    s, found = np.array([2.0, 1.0]), []
+    rng = np.random.default_rng(0)
+    W1, W2, angle = rng.standard_normal((3, 2)), rng.standard_normal((2, 3)), rng.uniform(-1, 1)
+    P = np.array([[np.cos(angle), np.sin(angle)]])
+    for scale in (1e-3, 1e-5):
+        low, high, until = 1e-4, 0.2, 1.2 * np.log(1 / scale) + 4
+        for _ in range(9):
+            middle = np.sqrt(low * high)
+            rate = (1 - middle) * critical_reader_rate(s, 1)
+            flow = errors_flow(np.diag(s), rate, "perfect")
+            start = [x[-1] for x in integrate(flow, (scale * W1, scale * W2, P, scale * P @ W2), [until], rtol=1e-9)]
+            low, high = (middle, high) if escapes(s, 1, rate, "perfect", start) else (low, middle)
+        found.append(middle)
+    assert 0.55 < np.log10(found[0] / found[1]) / 2 < 0.75
+
+
+def test_no_tilt_is_needed_above_the_critical_rate():
+    assert critical_tilt([3.0, 2.0, 1.0], 1, 0.8) == 0
+    assert critical_tilt([3.0, 2.0], 2, 0.8) == np.inf
+    assert critical_tilt([3.0, 0.0], 1, 0.8) == np.inf
+
+
 def test_limits():
     assert critical_reader_rate(STRENGTHS, 4) == critical_reader_rate(STRENGTHS, 9) == np.inf
     assert turning_exponent(STRENGTHS, 4, 1.0).real == -np.inf
@@ -168,6 +233,9 @@ def test_limits():
         (lambda: critical_reader_rate([1.0, 0.5], 1, noise=[1.0]), "noise"),
         (lambda: turning_exponent([1.0, 0.5], 1, -1.0), "rate"),
         (lambda: modes_learned_by_errors([1.0, 2.0], 1, 1.0), "s"),
+        (lambda: critical_tilt([1.0, 2.0], 1, 1.0), "s"),
+        (lambda: critical_tilt([1.0, 1.0], 1, 1.0), "s"),
+        (lambda: critical_tilt([2.0, 1.0], 1, 1.0, mirror="none"), "mirror"),
         (lambda: critical_reader_rate_at(np.eye(2), [[1.0, 0.0]], np.eye(2), [[1.0, 0.0]]), "P"),
     ],
 )

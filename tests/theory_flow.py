@@ -48,6 +48,23 @@ def fixed_feedback_flow(A, W1, W2, B, times, *, decay=0.0, **options):
     return integrate(rhs, (W1, W2), times, **options)
 
 
+def errors_flow(A, rate, mirror, *, decay=0.0, noise=None, gamma=5.0):
+    """Return the right-hand side of the flow with an error-driven Oja reader (plain, any dtype)."""
+    noise = np.zeros(len(A)) if noise is None else np.asarray(noise)
+
+    def rhs(W1, W2, P, Q):
+        E = A - W2 @ W1
+        C = E @ E.T + np.diag(noise)
+        Q = P @ W2 if mirror == "perfect" else Q
+        moves = {
+            "perfect": 0 * Q, "kolen_pollack": P @ E @ W1.T - decay * Q, "weight_mirror": gamma * (P @ W2 - Q),
+        }  # fmt: skip
+        turn = rate * (P @ C - P @ C @ P.T @ P)
+        return Q.T @ P @ E - decay * W1, E @ W1.T - decay * W2, turn, moves[mirror]
+
+    return rhs
+
+
 def assert_close(actual, expected, tolerance):
     """Largest deviation at most `tolerance`; NaN fails."""
     deviation = np.max(np.abs(np.asarray(actual) - np.asarray(expected)))

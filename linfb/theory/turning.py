@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from linfb._checks import integer, real, real_array
+from linfb._checks import choice, integer, real, real_array
 from linfb.theory.modes import non_negative
 
 
@@ -197,6 +197,75 @@ def turning_exponent(s: Any, rank: int, rate: float, *, weight_decay: float = 0.
         if root.real > leading.real:
             leading = complex(root.real, abs(root.imag))
     return leading
+
+
+def critical_tilt(s: Any, rank: int, rate: float, *, mirror: str = "perfect") -> float:
+    r"""Return by how much a reader must be tilted to leave the modes that it has learned below the critical rate.
+
+    .. math::
+        \theta_c = \frac23\,\frac{s_r}{\sqrt{c\,(s_r^2 - s_{r+1}^2)}}\,\Big(1 - \frac{\rho}{\rho_c}\Big)^{3/2},
+        \qquad \rho_c = \frac{s_r}{s_{r+1}^2} ,
+
+    with c = 2 for mirrors that follow the readout and c = 3/2 for Kolen-Pollack's. A smaller tilt towards mode r + 1 is
+    hidden again.
+
+    Parameters
+    ----------
+    s : array_like, shape (mode,)
+        Strengths of the task's modes, in falling order, > 0 up to mode `rank`; the modes r and r + 1 differ.
+    rank : int
+        Number r of directions that the channel reads, >= 1.
+    rate : float
+        The reader's rate :math:`\rho` relative to that of the weights, >= 0.
+    mirror : {"perfect", "kolen_pollack"}
+        "perfect" stands for any mirror that follows the readout, at whatever rate.
+
+    Returns
+    -------
+    float
+        Angle in radians; zero from the critical rate on, infinite without a hidden mode.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is out of its range, the strengths rise, or modes r and r + 1 are equally strong.
+
+    Notes
+    -----
+    Without weight decay, from balanced weights with the first r modes learned and an aligned mirror. To leading order:
+    the relative error is of order :math:`1 - \rho/\rho_c` (measured; 1 to 4 % at a distance of 0.1). From
+    small random starts of scale :math:`\epsilon` the tilt at which the first modes are reached is itself of order
+    :math:`\epsilon` up to logarithms, so that networks escape below the critical rate, by a relative distance of about
+    :math:`\epsilon^{2/3}`.
+    Derived in :doc:`/derivations/basin_of_hiding`; checked in ``tests/test_theory_turning.py`` against runs.
+
+    References
+    ----------
+    :cite:p:`hanut2025`
+
+    Examples
+    --------
+    >>> round(critical_tilt([3.0, 2.0, 1.0], 1, rate=0.7), 4)
+    0.0109
+    """
+    s = falling("s", s, rank)
+    rank, rate = integer("rank", rank, at_least=1), real("rate", rate, at_least=0.0)
+    share = {"perfect": 2.0, "kolen_pollack": 1.5}[choice("mirror", mirror, ("perfect", "kolen_pollack"))]
+    if s.size <= rank or s[rank] == 0:
+        return np.inf
+    a, b = s[rank - 1], s[rank]
+    if a == b:
+        raise ValueError(f"s must differ between the modes {rank} and {rank + 1}, got {s}")
+    distance = max(0.0, 1 - rate * b**2 / a)
+    return float(2 / 3 * a / np.sqrt(share * (a**2 - b**2)) * distance**1.5)
+
+
+def falling(name: str, s: Any, rank: int) -> np.ndarray:
+    """Return the strengths of modes of which the first `rank` are learned, or say what is wrong with them."""
+    s = non_negative(name, real_array(name, s, ("mode",)))
+    if np.any(s[: integer("rank", rank, at_least=1)] == 0) or np.any(np.diff(s) > 0):
+        raise ValueError(f"{name} must fall and be > 0 where it is learned, got {s}")
+    return s
 
 
 def _pairs(s: Any, rank: int, decay: float, noise: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
