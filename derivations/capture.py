@@ -199,8 +199,8 @@ def basin_of_hiding() -> Derivation:
         title="The basin of the hidden states",
         statement=(
             r"Without weight decay hidden states form a line, along which stability changes. A reader that is tilted "
-            r"moves along it while what it sees is hidden again; where it crosses the point of change before everything "
-            r"is hidden, it turns. Just below the critical rate, at :math:`\delta = a - \rho b^2`, the tilt "
+            r"moves along it while what it sees is hidden again; where it crosses the point of change before "
+            r"everything is hidden, it turns. Just below the critical rate, at :math:`\delta = a - \rho b^2`, the tilt "
             r"that is needed is :math:`\theta_c = \tfrac23\,\delta^{3/2}/(b\sqrt\beta)`."
         ),
         assumptions=(
