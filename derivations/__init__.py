@@ -29,6 +29,7 @@ from derivations import (  # noqa: F401
     oja,
     local_rule,
     turning,
+    adaptive,
     deep,
     deep_modes,
     noise,

@@ -6,9 +6,13 @@ from importlib import import_module
 from typing import Any
 
 _HOME = {
+    "AdaptiveModes": "adaptive",
     "CommitteeLearning": "committee",
     "committee_learning": "committee",
     "committee_loss": "committee",
+    "adaptive_half_time": "adaptive",
+    "adaptive_modes": "adaptive",
+    "adaptive_start": "adaptive",
     "carried_alignment": "random_channels",
     "conserved": "balance",
     "critical_reader_rate": "turning",
@@ -33,6 +37,8 @@ _HOME = {
     "largest_step": "noise",
     "lazy_outputs": "wide",
     "learned_modes": "fixed_points",
+    "local_escape_time": "local",
+    "local_time": "local",
     "m_balanced_weights": "balance",
     "mirror_error": "balance",
     "mode_excess_loss": "noise",
@@ -40,6 +46,7 @@ _HOME = {
     "modes_learned_by_errors": "turning",
     "multiplexed_times": "multiplexing",
     "noise_balance": "noise",
+    "normative_turn_time": "normative",
     "oja_metric": "oja",
     "overlap_atoms": "random_channels",
     "overlap_cdf": "random_channels",
