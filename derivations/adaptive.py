@@ -42,7 +42,7 @@ def adaptive_modes() -> Derivation:
             r":math:`\Gamma = FF^\top` (errors) or :math:`S^2` (labels). So the products of these vectors and K have a "
             r"flow of their own, in which no size of the network occurs."
         ),
-        assumptions=(WHITENED, ORTHONORMAL, r":math:`W_1 = W_1VV^\top`, :math:`W_2 = UU^\top W_2`; :math:`C` stands for "
+        assumptions=(WHITENED, ORTHONORMAL, r":math:`W_1 = W_1VV^\top`, :math:`W_2 = UU^\top W_2`; C stands for "
                      r":math:`\Gamma`.", MATHEMATICAL_SHAPES),
         steps=(
             rate("What the reader sees of the modes:", seen, base, rho * (C * seen + seen * C - 2 * seen * C * seen),
@@ -82,15 +82,15 @@ def adaptive_start() -> Derivation:
         title="One mode while an Oja reader finds it",
         statement=(
             r"A small mode drives the reader by :math:`\Gamma = s^2`, so that :math:`\kappa/(1 - \kappa) = h^2 "
-            r"e^{2\rho s^2 t}` whether it follows labels or errors. Under a Kolen-Pollack mirror first layer and mirror "
-            r"grow like hyperbolic functions of :math:`\theta = s\int\sqrt\kappa\,dt`, which is elementary; in the end "
-            r":math:`\theta = st + \ln[2\sqrt\kappa/(1 + \sqrt\kappa)]/(\rho s)`, and :math:`c = a` up to a constant. "
-            r"Under an exact mirror the readout obeys :math:`\ddot c = s^2\kappa c`, in :math:`w = \kappa/(1 - \kappa)` "
-            r"a hypergeometric equation. Its decaying solution :math:`g = (w/h^2)^{-\beta} F(\beta, \beta; 2\beta + 1; "
-            r"-1/w)`, :math:`\beta = 1/(2\rho s)`, projects on the growing one: :math:`\dot c g - c\dot g` is constant, "
-            r"and in the end :math:`c = e^{st}\,(a_0 g - c_0\dot g/s)/2` at t = 0. Pfaff's transformation makes "
-            r":math:`\kappa^\beta F(\beta, \beta + 1; 2\beta + 1; 1 - \kappa)` of g and :math:`-s\kappa^\beta F(\beta, "
-            r"\beta; 2\beta + 1; 1 - \kappa)` of :math:`\dot g` there."
+            r"e^{2\rho s^2 t}` whether it follows labels or errors. Under a Kolen-Pollack mirror first layer and "
+            r"mirror grow like hyperbolic functions of :math:`\theta = s\int\sqrt\kappa\,dt`, which is elementary; in "
+            r"the end :math:`\theta = st + \ln[2\sqrt\kappa/(1 + \sqrt\kappa)]/(\rho s)`, and :math:`c = a` up to a "
+            r"constant. Under an exact mirror the readout obeys :math:`\ddot c = s^2\kappa c`, in :math:`w = "
+            r"\kappa/(1 - \kappa)` a hypergeometric equation. Its decaying solution :math:`g = (w/h^2)^{-\beta} "
+            r"F(\beta, \beta; 2\beta + 1; -1/w)`, :math:`\beta = 1/(2\rho s)`, projects on the growing one: "
+            r":math:`\dot c g - c\dot g` is constant, and in the end :math:`c = e^{st}\,(a_0 g - c_0\dot g/s)/2` with "
+            r"g at t = 0. Pfaff's transformation makes :math:`\kappa^\beta F(\beta, \beta + 1; 2\beta + 1; 1 - "
+            r"\kappa)` of g there and :math:`-s\kappa^\beta F(\beta, \beta; 2\beta + 1; 1 - \kappa)` of :math:`\dot g`."
         ),
         assumptions=(WHITENED, ORTHONORMAL, r"One mode, :math:`W_1 = a g v^\top`, :math:`W_2 = c u g^\top`, :math:`Q = "
                      r"q g p^\top` with :math:`Pu = \sqrt\kappa\,p`; the mode small; no weight decay, which only takes "
@@ -129,6 +129,7 @@ def local_mode() -> Derivation:
     reader = p0 * sp.cosh(c) + q0 * sp.sinh(c)
     mirror = q0 * sp.cosh(c) + p0 * sp.sinh(c)
     square = a0**2 + (p0**2 + q0**2) * sp.sinh(c) ** 2 + p0 * q0 * sp.sinh(2 * c)
+    roots = [sp.sqrt(y + size**2) for size in (a0, q0, p0)]
     decayed = {a: sp.exp(-lam * t) * a, p: sp.exp(-lam * t) * p, q: sp.exp(-lam * t) * q}
     return Derivation(
         name="local_mode",
@@ -138,8 +139,9 @@ def local_mode() -> Derivation:
             r":math:`\dot p = aqe`. By what the readout has grown all else is known; :math:`\dot c = ae` is then a "
             r"quadrature. While the strength is small :math:`e = s`, and :math:`y = a^2 - a_0^2` reaches infinity "
             r"after :math:`R_F(a_0^2, q_0^2, p_0^2)/s`, :math:`R_F = \tfrac12\int_0^\infty dy\,[(y + a_0^2)(y + q_0^2)"
-            r"(y + p_0^2)]^{-1/2}`. Weight decay shortens the time by which that happens: with "
-            r":math:`e^{-\lambda t}` taken off, the sizes obey the same equations in :math:`(1 - e^{-\lambda t})/\lambda`."
+            r"(y + p_0^2)]^{-1/2}`. Under weight decay: with "
+            r":math:`e^{-\lambda t}` taken off, the sizes obey the same equations in :math:`(1 - e^{-\lambda t})"
+            r"/\lambda`."
         ),
         assumptions=(WHITENED, r"One mode, :math:`W_1 = a g v^\top`, :math:`W_2 = c u g^\top`, :math:`Q = q g z^\top`, "
                      r":math:`P = p z u^\top`; equal rates. In the first three steps c is what the readout has grown."),
@@ -152,10 +154,10 @@ def local_mode() -> Derivation:
                  mirror * reader * e, (SIMPLIFY,), shown=r"\dot a", shown_rhs="qpe", key=True),
             Step(r"The square of the rate of :math:`y = a^2 - a_0^2`, by the invariants :math:`a^2 - q^2` and "
                  r":math:`a^2 - p^2`.",
-                 ((2 * a * q * p * s) ** 2).subs({a: sp.sqrt(y + a0**2), q: sp.sqrt(y + q0**2), p: sp.sqrt(y + p0**2)}),
+                 ((2 * a * q * p * s) ** 2).subs(dict(zip((a, q, p), roots, strict=True))),
                  4 * s**2 * (y + a0**2) * (y + q0**2) * (y + p0**2), (EXPAND,), shown=r"\dot y^2", key=True),
-            Step("Equal sizes are elementary.", sp.Integral((y + a0**2) ** sp.Rational(-3, 2) / 2, (y, 0, sp.oo)), 1 / a0,
-                 (EVALUATE,), shown="R_F(a_0^2, a_0^2, a_0^2)", key=True),
+            Step("Equal sizes are elementary.", sp.Integral((y + a0**2) ** sp.Rational(-3, 2) / 2, (y, 0, sp.oo)),
+                 1 / a0, (EVALUATE,), shown="R_F(a_0^2, a_0^2, a_0^2)", key=True),
             Step(r"With decay, :math:`a e^{\lambda t}` and its like obey the equations without, slowed down.",
                  (s * q * p - lam * a).subs(decayed, simultaneous=True) * sp.exp(lam * t) + lam * a,
                  sp.exp(-lam * t) * s * q * p, (SIMPLIFY,), shown=r"\frac{d}{dt}\left(a e^{\lambda t}\right)",
@@ -171,17 +173,15 @@ def local_mode() -> Derivation:
 @derivation
 def normative_turn() -> Derivation:
     """Derive when the channel of the normative rule leaves the modes that it serves."""
-    own, other, served, waiting = sp.symbols("c_i c_j s_i s_j", positive=True)
-    small = sp.symbols("x y w z p q", real=True)
-    x, y, w, z, dp, dq = small
-    step = sp.Symbol("epsilon")
-    root = sp.sqrt(own)
+    a, c, other, served, waiting = sp.symbols("a_i c_i c_j s_i s_j", positive=True)
+    x, y, w, z, dp, dq = sp.symbols("x y w z p q", real=True)
+    step, root, grown = sp.Symbol("epsilon"), sp.sqrt(c), sp.Symbol("c", positive=True)
     # modes (i, j), hidden directions (g_i, g_j), one channel; mode i learned and served, mode j waiting
-    first = sp.Matrix([[own, step * x], [step * w, 0]])
-    readout = sp.Matrix([[own, step * z], [step * y, other]])
+    first = sp.Matrix([[a, step * x], [step * w, 0]])
+    readout = sp.Matrix([[c, step * z], [step * y, other]])
     reader = sp.Matrix([[root, step * dp]])
     mirror = sp.Matrix([root, step * dq])
-    error = sp.diag(own**2, waiting) - readout * first
+    error = sp.diag(a * c, waiting) - readout * first
     gap = mirror * reader - readout.T
     velocity = {
         "W_1": mirror * reader * error, "W_2": error * first.T, "P": -rho * mirror.T * gap, "Q": -rho * gap * reader.T
@@ -193,36 +193,42 @@ def normative_turn() -> Derivation:
     rates = sp.Matrix([linear("W_1", 0, 1), linear("W_2", 1, 0), linear("P", 0, 1), linear("Q", 1, 0)])
     expected = sp.Matrix(
         [
-            waiting * root * dp - own**2 * x,
-            waiting * x - own**2 * y - own * other * w,
-            rho * (root * y + other * dq - own * dp),
-            rho * (root * z + other * dp - own * dq),
+            waiting * root * dp - c**2 * x,
+            waiting * x - a**2 * y - a * other * w,
+            rho * (root * y + other * dq - c * dp),
+            rho * (root * z + other * dp - c * dq),
         ]
     )
     still = sp.Matrix([linear("W_1", 1, 0), linear("W_2", 0, 1)])
-    jacobian = rates.jacobian([x, y, dp, dq])
+    determinant = rates.jacobian([x, y, dp, dq]).det(method="berkowitz")
+    lagging = (served - grown**2) / (2 * rho)  # c - pq to first order in 1 / rho, with a = c there
+    rest = sp.Matrix([sum(abs(entry) for entry in part.subs(step, 0)) for part in velocity.values()])
     return Derivation(
         name="normative_turn",
         title="When the normative channel turns",
         statement=(
-            r"Mode i is learned and served, :math:`c_i^2 = s_i`; the readout has the size :math:`c_j` on the hidden "
-            r"direction of mode j, which the first layer does not feed. Small are what mode j has of the units of mode i in "
-            r"the first layer, x, and the readout, y, the reverse, w and z, and the tilts p of the reader and q of the "
-            r"mirror. The state is left where the determinant turns negative: for :math:`c_j^2 > s_i - s_j^2/s_i`, at "
-            r"any rate."
+            r"Mode i is learned and served, :math:`a_ic_i = s_i`; the readout has the size :math:`c_j` on the hidden "
+            r"direction of mode j, which the first layer does not feed. Small are what mode j has of the units of "
+            r"mode i in the first layer, x, and the readout, y, the reverse, w and z, and the tilts p of the reader "
+            r"and q of the mirror. The state is left where the determinant turns negative: for :math:`c_j^2 > c_i^2 "
+            r"(1 - s_j^2/s_i^2)`, at any rate. The rate decides how large :math:`c_i` is: the channel lags behind by "
+            r":math:`(s - c^2)/(2\rho)`, to first order in :math:`1/\rho`."
         ),
         assumptions=(WHITENED, r"The channel descends :math:`\tfrac12\|QP - W_2^\top\|^2` at the rate :math:`\rho`, "
                      "started from the singular value decomposition; no weight decay."),
         steps=(
-            Step("At rest:", sp.Matrix([part.subs(step, 0).norm() for part in velocity.values()]).subs(
-                 {rho: 1}), sp.zeros(4, 1), (SIMPLIFY,), shown=r"(\|\dot W_1\|, \|\dot W_2\|, \|\dot P\|, \|\dot Q\|)^T"),
+            Step("The state is at rest.", rest, sp.zeros(4, 1), (SIMPLIFY,),
+                 shown=r"(\|\dot W_1\|, \|\dot W_2\|, \|\dot P\|, \|\dot Q\|)^T"),
             Step("The rates of x, y, p and q, to first order,", rates, expected, (EXPAND,), key=True,
                  shown=r"(\dot x, \dot y, \dot p, \dot q)^T"),
             Step("while w and z stay.", still, sp.zeros(2, 1), (EXPAND,), shown=r"(\dot w, \dot z)^T"),
-            Step(r"A growth rate passes through zero where this vanishes, with :math:`c_i^2 = s_i`:",
-                 jacobian.det(method="berkowitz").subs(own, sp.sqrt(served)),
-                 rho**2 * served**2 * (served - waiting**2 / served - other**2), (EXPAND,), key=True,
+            Step(r"A growth rate passes through zero where this vanishes:", determinant.subs(a, served / c),
+                 rho**2 * served**2 * (c**2 * (1 - waiting**2 / served**2) - other**2), (EXPAND,), key=True,
                  shown=r"\det J"),
+            Step(r"The lag obeys :math:`\dot\sigma = 2\rho\sigma(c - \sigma)` for :math:`\sigma = pq`, hence "
+                 r":math:`c - \sigma = \dot c/(2\rho c)`; and :math:`\frac{d}{dt}(c^2 - a^2) = 2ae(c - \sigma)`, with "
+                 r":math:`\dot c = ae`, adds up to", sp.Integral(2 * lagging, (grown, 0, sp.sqrt(served))),
+                 2 * served ** sp.Rational(3, 2) / (3 * rho), (EVALUATE,), shown=r"c_i^2 - a_i^2", key=True),
         ),
         sizes="Two modes and one channel, written out; further modes do not couple to first order.",
         theory=("normative_turn_time",),

@@ -48,7 +48,7 @@ def network(rng, s, widths, rank, inside):
     ],
 )  # fmt: skip
 def test_modes_are_those_of_the_network(mirror, on, inside):
-    """Weights inside the modes, in a network with unequal widths; any weights, with modes of strength zero for the rest."""
+    """Weights inside the modes, at unequal widths; or any weights, with modes of strength zero for the rest."""
     s, widths = [2.0, 1.0], (6, 4, 5) if inside else (4, 3, 4)
     task, W1, W2, P, Q, left, right = network(np.random.default_rng(1), s, widths, 2, inside)
     rule = rules.low_rank(2, reader=readers.Oja(on=on, rate=0.7, start=P), mirror=MIRRORS[mirror](Q))

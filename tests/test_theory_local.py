@@ -86,7 +86,7 @@ def test_a_reader_of_order_one_makes_it_a_logarithm():
 
 
 def decaying(s, size, decay):
-    """Integrate the mode from equal starts until it is learned, or has faded; return when, and whether it is learned."""
+    """Integrate the mode from equal starts until it is learned or has faded; return when, and whether it is learned."""
 
     def velocity(_, state):
         a, c, q, p = state

@@ -48,9 +48,9 @@ def local_time(strength: Any, s: float, a: float, c: float, q: float, p: float) 
     Notes
     -----
     Exact: the three invariants of the flow :math:`\dot a = qpe`, :math:`\dot c = ae`, :math:`\dot q = ape`,
-    :math:`\dot p = aqe` with :math:`e = s - ac` leave one quadrature, done to a relative accuracy of 1e-11. The
-    readout grows like the logarithm of p + q: from small starts it ends larger, and the first layer smaller, the smaller
-    the start.
+    :math:`\dot p = aqe` with :math:`e = s - ac` leave one quadrature, done to a relative accuracy of 1e-11, or of 1e-15
+    s / (s - strength) where that is worse. The readout grows like the logarithm of p + q: it ends the larger, and the
+    first layer the smaller, the smaller the start.
     Derived in :doc:`/derivations/local_mode`; checked in ``tests/test_theory_local.py`` against
     :func:`linfb.simulate`.
 
@@ -83,7 +83,7 @@ def local_time(strength: Any, s: float, a: float, c: float, q: float, p: float) 
             return 0.0
         most = min(value / a, max(1.0, np.arcsinh(value / max(p, q, 1e-300))))  # as a(x) > a and > p sinh(x - c)
         end = brentq(lambda y: first_layer(y) * (c + y) - value, 0.0, 1.01 * most, xtol=1e-300, rtol=1e-15)
-        return quad(pace, 0.0, np.arcsinh(end / scale), epsabs=0.0, epsrel=1e-12, limit=500)[0]
+        return quad(pace, 0.0, np.arcsinh(end / scale), epsabs=0.0, epsrel=1e-12, limit=500, full_output=True)[0]
 
     return np.reshape([time(value) for value in strength.ravel()], strength.shape)[()]
 
