@@ -14,7 +14,7 @@ from tests.test_theory_turning import errors_flow
 from tests.theory_flow import assert_close, integrate
 
 TIGHT = Dop853(rtol=1e-12, atol=1e-14)
-TIMES = [0.0, 0.5, 3.0]
+TIMES = [0.0, 0.5, 2.0]
 MIRRORS = {
     "exact": lambda Q: mirrors.Exact(), "kolen_pollack": lambda Q: mirrors.KolenPollack(start=Q),
     "weight_mirror": lambda Q: mirrors.WeightMirror(rate=1.3, start=Q),

@@ -42,7 +42,8 @@ def normative_turn_time(s: Any, a: Any, rank: int, *, rate: float | None = None)
     Notes
     -----
     The channel descends :math:`\tfrac12\|QP - W_2^\top\|^2` and serves the r largest singular values of the readout.
-    It goes on learning the other modes from what W1 holds of them by chance, :math:`c_j = a_j s_j t`, and is left where
+    The readout goes on learning the others from what W1 holds of them by chance, :math:`c_j = a_j s_j t`, and the
+    channel turns where
 
     .. math:: c_j^2 > c_i^2 \, (1 - s_j^2 / s_i^2) ,
 
