@@ -30,6 +30,7 @@ from derivations import (  # noqa: F401
     local_rule,
     turning,
     capture,
+    adaptive,
     deep,
     deep_modes,
     noise,
