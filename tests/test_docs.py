@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(page for page in DOCS.glob("*.rst") if ">>>" in page.read_text())
+PAGES = sorted(page for folder in (DOCS, DOCS / "howto") for page in folder.glob("*.rst") if ">>>" in page.read_text())
 KEYS = set(re.findall(r"^@\w+\{(\w+),", (DOCS.parent / "linfb" / "references.bib").read_text(), re.MULTILINE))
 CITE = re.compile(r":cite:[pt]:`([\w, ]+)`")
 
@@ -37,7 +37,8 @@ def test_a_wrong_example_fails(capsys):
 
 
 def test_there_are_pages_with_examples():
-    assert {"getting_started", "rules", "datasets"} <= {page.stem for page in PAGES}
+    stems = {page.stem for page in PAGES}
+    assert {"getting_started", "rules", "datasets"} | {page.stem for page in (DOCS / "howto").glob("*.rst")} <= stems
 
 
 def test_citations_are_in_the_bibliography():
