@@ -48,6 +48,7 @@ def real_array(
         )
         if not matches:
             wanted = ", ".join("any" if size is None else str(size) for size in shape)
+            wanted += "," if len(shape) == 1 else ""
             raise ValueError(f"{name} has shape {array.shape}, expected ({wanted})")
     if not np.all(np.isfinite(array)):
         raise ValueError(f"{name} (shape {array.shape}) contains NaN or infinite values; it must be finite")

@@ -81,9 +81,13 @@ def plan(
     observe: Any,
 ) -> Plan:
     """Check the arguments of a call, naming the one that is wrong."""
-    for name, value, kind in (("task", task, Task), ("network", network, LinearNetwork), ("rule", rule, Rule)):
+    for name, value, kind, example in (
+        ("task", task, Task, "linfb.low_rank_teacher(16, 8, [3.0, 2.0])"),
+        ("network", network, LinearNetwork, "linfb.LinearNetwork((16, 12, 8))"),
+        ("rule", rule, Rule, "linfb.rules.low_rank(2) or linfb.rules.by_name('fa')"),
+    ):
         if not isinstance(value, kind):
-            raise TypeError(f"{name} must be a {kind.__name__}, got {value!r}")
+            raise TypeError(f"{name} must be a {kind.__name__} such as {example}, got {value!r}")
     network.fits(task)
     weight_decay = real("weight_decay", weight_decay, at_least=0.0)
     dims: dict[str, tuple[Any, ...]] = _rates(rule, weight_decay, rates) | _ranks(rule, ranks)
@@ -201,8 +205,7 @@ class Recorder:
             variables[name] = ((*outer, "time", *dims), array.reshape(*shape, self.done, *own))
         variables["channel_rank"] = ((*outer, "channel"), np.reshape(channel_ranks, (*shape, -1)))
         described = attributes(
-            task=f"Task(n_in={p.task.n_in}, n_out={p.task.n_out}, rank={p.task.rank}, whitened={p.task.whitened})",
-            network=p.network, rule=p.runs[0].rule, ranks=p.dims.get("rank"), rates=rates or None,
+            task=p.task, network=p.network, rule=p.runs[0].rule, ranks=p.dims.get("rank"), rates=rates or None,
             weight_decay=rates.get("weight_decay", p.runs[0].weight_decay), **config,
         )  # fmt: skip
         return xr.Dataset(variables, coords=outer | {"time": p.times[: self.done]}, attrs=described)

@@ -64,6 +64,56 @@ class Task:
         else:
             object.__setattr__(self, "label_noise", real("label_noise", self.label_noise, at_least=0.0))
 
+    def __repr__(self) -> str:
+        return f"Task(n_in={self.n_in}, n_out={self.n_out}, rank={self.rank}, whitened={self.whitened})"
+
+    @classmethod
+    def from_samples(cls, inputs: Any, labels: Any) -> Task:
+        r"""Return the task whose population moments are the averages over given samples.
+
+        .. math:: \Sigma_{xx} = \langle xx^\top\rangle,\qquad T = \langle yx^\top\rangle\,\Sigma_{xx}^+,\qquad
+                  \Sigma_\xi = \langle(y - Tx)(y - Tx)^\top\rangle
+
+        Parameters
+        ----------
+        inputs : array_like, shape (sample, in)
+        labels : array_like, shape (sample, out)
+            Real numbers; classes as one-hot rows.
+
+        Returns
+        -------
+        Task
+            The teacher is the least-squares map (the smallest one, if inputs do not span their space), and what it
+            leaves of the labels is label noise, none below 1e-12 of the labels' size. Inputs whose second moment is
+            the identity to 1e-10 are taken for whitened.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the arrays are not real and finite, or their shapes do not fit.
+
+        Notes
+        -----
+        Moments are about zero, as linear networks have no bias, so that full-batch learning on the samples *is*
+        learning of this task (not under readers that centre their signals: a task's signals have mean zero). Online
+        learning draws new Gaussian samples of these moments. Checked by ``tests/test_tasks.py``, against gradient
+        descent on the samples too.
+
+        Examples
+        --------
+        >>> Task.from_samples([[1.0, 0.0], [0.0, 1.0]], [[2.0], [4.0]]).teacher
+        array([[2., 4.]])
+        """
+        x = real_array("inputs", inputs, ("sample", "in"))
+        y = real_array("labels", labels, (len(x), "out"))
+        if 0 in (*x.shape, *y.shape):
+            raise ValueError(f"inputs and labels have shapes {x.shape} and {y.shape}, expected at least one of each")
+        teacher = np.linalg.lstsq(x, y)[0].T
+        second, left = x.T @ x / len(x), y - x @ teacher.T
+        exact = np.linalg.norm(left) <= 1e-12 * np.linalg.norm(y)
+        whitened = np.allclose(second, np.eye(x.shape[1]), rtol=0.0, atol=1e-10)
+        return cls(teacher, None if whitened else second, 0.0 if exact else left.T @ left / len(x))
+
     @property
     def n_in(self) -> int:
         """Number of inputs."""

@@ -191,6 +191,9 @@ def test_a_language_model_trains_from_the_command_line(tmp_path):
         (["--schedule", "cosine", "--lr-decay", 0.9], "exclude each other"),
         (["--model", "vit:heads=3,width=8,patch=2"], "heads"),
         (["--model", "vit:heads"], "'heads' is no setting"),
+        (["--model", "vit:widht=8"], "model has no setting 'widht'; there are patch, width, depth"),
+        (["--reader", "oja:rat=3"], "reader has no setting 'rat'; there are on, rate,"),
+        (["--mirror", "exact:rate=3"], "mirror has no setting 'rate'; there are none"),
     ):
         refused = call("train", "--data", "digits", "--rank", 2, "--epochs", 1, "--quiet", *options)
         assert refused.exit_code == 2

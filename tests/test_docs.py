@@ -1,5 +1,6 @@
 """The documentation's examples run, and its citations and labels lead somewhere."""
 
+import ast
 import doctest
 import re
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-PAGES = sorted(page for page in DOCS.glob("*.rst") if ">>>" in page.read_text())
+PAGES = sorted(page for folder in (DOCS, DOCS / "howto") for page in folder.glob("*.rst") if ">>>" in page.read_text())
 KEYS = set(re.findall(r"^@\w+\{(\w+),", (DOCS.parent / "linfb" / "references.bib").read_text(), re.MULTILINE))
 CITE = re.compile(r":cite:[pt]:`([\w, ]+)`")
 
@@ -37,7 +38,8 @@ def test_a_wrong_example_fails(capsys):
 
 
 def test_there_are_pages_with_examples():
-    assert {"getting_started", "rules", "datasets"} <= {page.stem for page in PAGES}
+    stems = {page.stem for page in PAGES}
+    assert {"getting_started", "rules", "datasets"} | {page.stem for page in (DOCS / "howto").glob("*.rst")} <= stems
 
 
 def test_citations_are_in_the_bibliography():
@@ -50,3 +52,24 @@ def test_citations_are_in_the_bibliography():
 
 def test_an_unknown_citation_is_found():
     assert cited(":cite:p:`saxe2013, nobody1999`") - KEYS == {"nobody1999"}
+
+
+def assigned(node):
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def undescribed(source):
+    """Return the constants in ``__all__`` that no text follows: the reference leaves them out."""
+    body = ast.parse(source).body
+    listed = [part for node in body if "__all__" in assigned(node) for part in ast.walk(node)]
+    public = {part.value for part in listed if isinstance(part, ast.Constant)} - {"__version__"}
+    bare = [node for node, below in zip(body, [*body[1:], None], strict=True) if not isinstance(below, ast.Expr)]
+    return sorted(public & set().union(*map(assigned, bare)))
+
+
+def test_every_public_constant_is_in_the_reference():
+    assert undescribed("__all__ = ['A', 'B']\nA = 1\n'What it is.'\nB = 2\nC = 3\n") == ["B"]
+    modules = [path for path in (ROOT / "linfb").rglob("*.py") if path.stem[0] != "_" or path.stem == "__init__"]
+    assert len(modules) > 80
+    assert {path.name: names for path in modules if (names := undescribed(path.read_text()))} == {}

@@ -5,7 +5,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from linfb import rules
 from linfb.backend import stream
+from linfb.linear import simulate
+from linfb.linear.solvers import Euler
+from linfb.networks import Given, LinearNetwork
 from linfb.tasks import Task, gaussian_teacher, low_rank_teacher
 from tests.linear_cases import agree, correlated_task, random_covariance
 
@@ -63,6 +67,72 @@ def test_whitened_inputs_stay_exact():
     assert task.whitened
     assert Task(task.teacher, np.eye(3)).whitened
     assert not Task(task.teacher, 2 * np.eye(3)).whitened
+
+
+@pytest.mark.parametrize(("n_samples", "noise"), [(30, 0.5), (30, 0.0), (4, 0.0)])
+def test_samples_make_a_task_of_their_moments(n_samples, noise):
+    rng = np.random.default_rng(n_samples)
+    x = 1.0 + rng.standard_normal((n_samples, 6)) @ rng.standard_normal(
+        (6, 6)
+    )  # not centred; four span no space of six
+    y = x @ rng.standard_normal((4, 6)).T + noise * rng.standard_normal((n_samples, 4))
+    task = Task.from_samples(x.tolist(), y.tolist())
+    expected = {"Sigma_xx": x.T @ x, "Sigma_yx": y.T @ x, "Sigma_yy": y.T @ y}
+    for name, matrix in expected.items():
+        agree(getattr(task, name), matrix / n_samples, 1e-12)
+        with pytest.raises(AssertionError):
+            agree(getattr(task, name), matrix / n_samples + 1e-9, 1e-12)
+    W = rng.standard_normal((4, 6))
+    agree(task.loss(W), 0.5 * np.mean(np.sum((y - x @ W.T) ** 2, axis=1)), 1e-12)
+    assert np.any(task.label_noise) == (noise > 0)
+    assert not task.whitened
+
+
+def test_descent_on_samples_is_learning_of_their_task():
+    rng, step = np.random.default_rng(0), 0.01
+    x, y = rng.standard_normal((20, 5)) + 0.3, rng.standard_normal((20, 3))
+    start, Q = (0.3 * rng.standard_normal((4, 5)), 0.3 * rng.standard_normal((3, 4))), rng.standard_normal((3, 4))
+    W1, W2 = start
+    for _ in range(200):  # feedback alignment, typed here sample by sample
+        hidden = x @ W1.T
+        error = y - hidden @ W2.T
+        W1, W2 = W1 + step * (error @ Q).T @ x / 20, W2 + step * error.T @ hidden / 20
+    network, rule = LinearNetwork((5, 4, 3), Given(start)), rules.feedback_alignment(mirror=rules.mirrors.Fixed(Q))
+
+    def learned(task):
+        return simulate(task, network, rule, [200 * step], method=Euler(step), observe="network_map").network_map[0, 0]
+
+    agree(learned(Task.from_samples(x, y)).values, W2 @ W1, 1e-12)
+    with pytest.raises(AssertionError):
+        agree(learned(Task.from_samples(x - x.mean(axis=0), y)).values, W2 @ W1, 1e-3)
+
+
+def test_whitened_samples_are_taken_for_whitened():
+    x = np.random.default_rng(0).standard_normal((50, 5))
+    values, vectors = np.linalg.eigh(x.T @ x / 50)
+    white = x @ vectors / np.sqrt(values)
+    assert Task.from_samples(white, x).whitened
+    assert not Task.from_samples(white * (1 + 1e-9), x).whitened
+
+
+@pytest.mark.parametrize(
+    ("inputs", "labels", "error", "message"),
+    [
+        (np.ones(4), np.ones((4, 1)), ValueError, "inputs has shape"),
+        (np.ones((4, 2)), np.ones(4), ValueError, r"labels has shape \(4,\), expected \(4, out\)"),
+        (np.ones((4, 2)), np.ones((5, 1)), ValueError, r"labels has shape \(5, 1\), expected \(4, out\)"),
+        (np.ones((0, 2)), np.ones((0, 1)), ValueError, "at least one"),
+        (np.ones((4, 2)), [["a"]] * 4, TypeError, "labels must be an array of real numbers"),
+        (np.full((4, 2), np.nan), np.ones((4, 1)), ValueError, "inputs .* NaN"),
+    ],
+)
+def test_wrong_samples_are_named(inputs, labels, error, message):
+    with pytest.raises(error, match=message):
+        Task.from_samples(inputs, labels)
+
+
+def test_a_task_says_in_one_line_what_it_is():
+    assert repr(Task(np.ones((2, 3)))) == "Task(n_in=3, n_out=2, rank=1, whitened=True)"
 
 
 def z_scores(task, n_seeds, moments, sizes=400):

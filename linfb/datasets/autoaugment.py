@@ -187,6 +187,10 @@ OPERATIONS: dict[str, Callable[[Any, float, int], Any]] = {
     "translate_x": _translate_x,
     "translate_y": _translate_y,
 }
+"""From the name of an operation to a function of an image, a strength from 0 to 1 and a direction, 1 or -1.
+
+:meta hide-value:
+"""
 
 
 def _pairs(table: str) -> tuple[tuple[Step, Step], ...]:
@@ -256,3 +260,7 @@ POLICIES = {
         shear_x 0.7 2, invert 0.1
     """),
 }
+"""From the name of a policy to its 25 pairs of steps.
+
+:meta hide-value:
+"""

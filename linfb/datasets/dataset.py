@@ -292,10 +292,15 @@ def _images(name: str, images: Any) -> np.ndarray:
 
 
 def _labels(name: str, labels: Any, n_samples: int, n_classes: int | None) -> np.ndarray:
-    real_array(name, labels, (n_samples,))
-    array = np.asarray(labels)
+    try:
+        array = np.asarray(labels)
+    except ValueError as error:  # rows of different lengths
+        raise TypeError(f"{name} must be an array of integers (classes from 0)") from error
+    if array.shape != (n_samples,):
+        raise ValueError(f"{name} has shape {array.shape}, expected ({n_samples},): one class for each sample")
     if array.dtype.kind not in "iu":
-        raise TypeError(f"{name} must be integers (classes from 0), got dtype {array.dtype}")
+        hint = "np.unique(labels, return_inverse=True) numbers any labels"
+        raise TypeError(f"{name} must be integers (classes from 0), got dtype {array.dtype}; {hint}")
     if array.min() < 0 or (n_classes is not None and array.max() >= n_classes):
         top = "" if n_classes is None else f" to {n_classes - 1}"
         raise ValueError(f"{name} must be classes from 0{top}, got {array.min()} to {array.max()}")

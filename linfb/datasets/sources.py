@@ -17,7 +17,7 @@ from linfb.datasets.cifar import parse_batch, parse_names
 from linfb.datasets.idx import parse_idx
 from linfb.datasets.matlab import parse_svhn
 
-__all__ = ["CIFAR10", "CIFAR100", "FASHION_MNIST", "MNIST", "SOURCES", "SVHN", "Download", "Source"]
+__all__ = ["SOURCES", "Download", "Source"]
 
 
 @dataclass(frozen=True)
@@ -258,4 +258,7 @@ SOURCES: Mapping[str, Source] = {
     "cifar100": CIFAR100,
     "svhn": SVHN,
 }
-"""By the names that :func:`linfb.datasets.load_dataset` takes."""
+"""By the names that :func:`linfb.datasets.load_dataset` takes.
+
+:meta hide-value:
+"""

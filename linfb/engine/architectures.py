@@ -74,7 +74,7 @@ def mlp(n_in: int, widths: Sequence[int], n_out: int, *, norm: str | None = "bat
     """
     middle = _norm(norm)
     layers: list[Any] = []
-    for below, width in pairwise(sizes := _sizes("widths", [integer("n_in", n_in, at_least=1), *widths])):
+    for below, width in pairwise(sizes := [integer("n_in", n_in, at_least=1), *_sizes("widths", widths)]):
         layers += [Dense(below, width), middle(width), ReLU()]
     return Model((*layers, Dense(sizes[-1], integer("n_out", n_out, at_least=1)), Bias(n_out)))
 

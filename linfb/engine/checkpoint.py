@@ -16,6 +16,8 @@ from linfb.backend import to_numpy
 __all__ = ["FILE_NAME", "load", "save"]
 
 FILE_NAME = "checkpoint.safetensors"
+"""What a checkpoint is called in its folder."""
+
 _HEADER, _FORMAT = "linfb", 3
 
 

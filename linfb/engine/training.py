@@ -275,7 +275,7 @@ def _checked(data: Any, model: Any, rule: Any, batch_size: Any, dtype: str) -> A
         splits = data.splits(dtype=dtype, **({"layout": "image"} if len(model.shape) == 3 else {}))
     for part in ("train", "validation", "test"):
         if not hasattr(splits, part):
-            raise TypeError(f"data must be a linfb.datasets.Dataset or its splits(), got {type(data).__name__}")
+            raise TypeError(f"data must be a linfb.datasets.Dataset (from_arrays makes one), got {type(data).__name__}")
         x = getattr(splits, part)[0]
         if len(x) == 0:
             raise ValueError(f"data has no {part} rows; the epoch is chosen on validation, the result is on test")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from linfb._checks import choice, integer, real
@@ -118,7 +119,7 @@ class Training:
 
         choice("data", self.data, DATA)
         if (self.data == "text") != (self.text is not None):
-            raise ValueError("data text and a file as text go together")
+            raise ValueError("data text and a file as text go together (--data text --text FILE)")
         if self.data != "text" and self.length is not None:
             raise ValueError("length goes with data text")
         if (settings_of("model", self.model)[0] == "decoder") != (self.data == "text"):
@@ -276,10 +277,10 @@ def _model(splits: Any, config: Training) -> Any:
     if config.norm is not None:
         settings = {**settings, "norm": None if config.norm == "none" else "batch"}
     if name == "mlp":
-        return architectures.mlp(splits.shape[0], config.hidden, splits.n_classes, **settings)
+        return _made("model", partial(architectures.mlp, splits.shape[0], config.hidden, splits.n_classes), settings)
     constructor = architectures.vgg_like if name == "vgg" else getattr(architectures, name)
     first = splits.shape[0] if name == "decoder" else splits.shape
-    return constructor(first, splits.n_classes, **settings)
+    return _made("model", partial(constructor, first, splits.n_classes), settings)
 
 
 # Words
@@ -318,6 +319,9 @@ def part_of(field: str, text: str) -> Any:
 
 
 def _made(field: str, constructor: Any, settings: Mapping[str, Any]) -> Any:
+    known = inspect.signature(constructor).parameters
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"{field} has no setting {unknown[0]!r}; there are {', '.join(known) or 'none'}")
     try:
         return constructor(**settings)
     except (TypeError, ValueError) as error:

@@ -123,7 +123,7 @@ def simulate(
     times : array_like, shape (time,)
         Times to record, non-negative and increasing, in units of :math:`\tau` = 1 / learning rate.
     seeds : int or sequence of int
-        One run per seed.
+        One run per seed: 3 is the one seed 3, ``range(3)`` are three.
     ranks : sequence of int, optional
         Runs the rule at each of these ranks instead of its own, as a further dimension of the result.
     rates : mapping, optional
