@@ -23,6 +23,7 @@ from derivations import (  # noqa: F401
     overlap_finite,
     phase_diagram,
     unbalanced,
+    small_starts,
     carried_alignment,
     feedback_alignment,
     feedback_alignment_matrix,
