@@ -33,6 +33,7 @@ from derivations import (  # noqa: F401
     deep,
     deep_modes,
     noise,
+    decayed_noise,
     wide,
 )
 
