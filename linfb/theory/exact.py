@@ -121,7 +121,7 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     ValueError
         If a shape does not fit, an entry is not finite, times do not increase, or the start is neither M-balanced nor
         so up to a multiple of the identity; the message names the violation and its size. See
-        :func:`linfb.theory.m_balanced_weights`.
+        :func:`linfb.theory.m_balanced_weights`, and :func:`linfb.theory.small_start_map` for small starts.
 
     Notes
     -----

@@ -123,7 +123,7 @@ def excess_loss(W1: Any, W2: Any, *, noise: Any, learning_rate: float, P: Any = 
     -----
     Whitened Gaussian inputs. The weights drift slowly along the manifold of those without error
     (:func:`noise_balance`): the formula holds at every point of it. The readout alone moves E within the range of W_2;
-    directions in which nothing moves keep their error of zero.
+    directions in which nothing moves keep their error of zero. Under weight decay: :func:`end_point_excess_loss`.
     Derived in ``derivations/noise.py``, checked in ``tests/test_theory_noise.py``.
 
     References
