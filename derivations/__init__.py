@@ -23,6 +23,7 @@ from derivations import (  # noqa: F401
     overlap_finite,
     phase_diagram,
     unbalanced,
+    small_starts,
     carried_alignment,
     feedback_alignment,
     feedback_alignment_matrix,
@@ -34,6 +35,7 @@ from derivations import (  # noqa: F401
     deep,
     deep_modes,
     noise,
+    decayed_noise,
     wide,
 )
 

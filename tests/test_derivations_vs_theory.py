@@ -375,3 +375,15 @@ def test_label_noise_mode():
         expected = function(s, kappa, n_in, n_out, noise, rate, batch, balance)
         agree(theory.mode_excess_loss(s, kappa, n_in, n_out, **options), expected)
         differ(theory.mode_excess_loss(s, kappa**2, n_in, n_out, **options), expected)
+
+
+def test_decayed_noise_mode():
+    function = formula("decayed_noise_mode")
+    for rng in draws(44):
+        s, kappa, lost, noise, rate = rng.uniform(0.1, 1.0, 5)
+        n_in, n_out, batch = (int(size) for size in rng.integers(2, 9, 3))
+        rank, decay = int(rng.integers(1, n_out)), lost * s * np.sqrt(kappa)
+        options = {"weight_decay": decay, "noise": noise, "learning_rate": rate, "batch_size": batch}
+        expected = function(s, kappa, n_in, n_out, rank, decay, noise, rate, batch)
+        agree(theory.decayed_mode_excess_loss(s, kappa, n_in, n_out, rank, **options), expected)
+        differ(theory.decayed_mode_excess_loss(s, kappa, n_in + 1, n_out, rank, **options), expected)

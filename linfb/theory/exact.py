@@ -121,7 +121,7 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     ValueError
         If a shape does not fit, an entry is not finite, times do not increase, or the start is neither M-balanced nor
         so up to a multiple of the identity; the message names the violation and its size. See
-        :func:`linfb.theory.m_balanced_weights`.
+        :func:`linfb.theory.m_balanced_weights`, and :func:`linfb.theory.small_start_map` for small starts.
 
     Notes
     -----
@@ -160,18 +160,32 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
     >>> mode_strength(np.array([0.0, 1.0, 10.0]), 2.0, 0.01 * np.sqrt(0.5), kappa=0.5)
     array([0.00707107, 0.11325975, 2.        ])
     """
-    A = real_array("A", A, ("out", "in"))
-    W1 = real_array("W1", W1, ("hidden", A.shape[1]))
-    W2 = real_array("W2", W2, (A.shape[0], W1.shape[0]))
-    P = np.eye(A.shape[0]) if P is None else real_array("P", P, ("rank", A.shape[0]))
+    A, W1, W2, P = checked_start(A, W1, W2, P)
     times = times_array("times", times)
     decay = real("weight_decay", weight_decay, at_least=0.0)
     imbalance = _imbalance(W1, P @ W2)
     if imbalance and decay:
         raise ValueError(f"weight_decay must be 0, got {decay}: the start is M-balanced up to {imbalance:.3g} I only")
+    larger = W1 if imbalance >= 0 else (P @ W2).T  # hidden units out of its range never meet W1
+    return riccati_map(A, W1, W2, P, times, decay, imbalance, larger)
+
+
+def checked_start(A: Any, W1: Any, W2: Any, P: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return checked arrays, P = I for None."""
+    A = real_array("A", A, ("out", "in"))
+    W1 = real_array("W1", W1, ("hidden", A.shape[1]))
+    W2 = real_array("W2", W2, (A.shape[0], W1.shape[0]))
+    return A, W1, W2, np.eye(A.shape[0]) if P is None else real_array("P", P, ("rank", A.shape[0]))
+
+
+def riccati_map(
+    A: np.ndarray, W1: np.ndarray, W2: np.ndarray, P: np.ndarray, times: np.ndarray, decay: float, imbalance: float,
+    active: np.ndarray,
+) -> np.ndarray:  # fmt: skip
+    """Return the formula of :func:`exact_map` for hidden units in the range of `active`, from whatever start."""
     maps, first = np.empty((len(times), *A.shape)), np.count_nonzero(times == 0)
     maps[:first] = W2 @ W1
-    modes = _decompose(A, W1, W2, P, imbalance)
+    modes = _decompose(A, W1, W2, P, imbalance, active)
     start = modes.rotated(times[-1], decay) if first < len(times) else modes
     for begin in range(first, len(times), BLOCK):
         block = slice(begin, begin + BLOCK)
@@ -198,13 +212,20 @@ def _imbalance(W1: np.ndarray, PW2: np.ndarray) -> float:
     return imbalance
 
 
-def _decompose(A: np.ndarray, W1: np.ndarray, W2: np.ndarray, P: np.ndarray, imbalance: float) -> _Rows:
-    hidden, strength, _ = np.linalg.svd(W1 if imbalance >= 0 else (P @ W2).T, full_matrices=False)
-    hidden = hidden[:, strength > ROUNDING * strength.max(initial=0.0)]  # the rest never meets W1
-    X1, X2 = W1.T @ hidden, W2 @ hidden
+def seen_modes(A: np.ndarray, P: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the singular vectors and values of PA, U, sigma and V, without those that are zero up to rounding."""
     left, sigma, right = np.linalg.svd(P @ A, full_matrices=False)
     seen = sigma > max(P.shape[0], A.shape[1]) * np.finfo(float).eps * sigma.max(initial=0.0)
-    left, sigma, right = left[:, seen], sigma[seen], right[seen].T
+    return left[:, seen], sigma[seen], right[seen].T
+
+
+def _decompose(
+    A: np.ndarray, W1: np.ndarray, W2: np.ndarray, P: np.ndarray, imbalance: float, active: np.ndarray
+) -> _Rows:
+    hidden, strength, _ = np.linalg.svd(active, full_matrices=False)
+    hidden = hidden[:, strength > ROUNDING * strength.max(initial=0.0)]
+    X1, X2 = W1.T @ hidden, W2 @ hidden
+    left, sigma, right = seen_modes(A, P)
     x, y = right.T @ X1, left.T @ (P @ X2)
     still_inputs, still_outputs = X1 - right @ x, P @ X2 - left @ y
     if imbalance:  # what is out of the task's reach moves too: further modes, with singular value zero

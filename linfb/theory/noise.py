@@ -77,7 +77,7 @@ def mode_excess_loss(
     """
     s, kappa = real("s", s, above=0.0), real("kappa", kappa, above=0.0, at_most=1.0)
     n_in, n_out = integer("n_in", n_in, at_least=1), integer("n_out", n_out, at_least=1)
-    strength = _strength(learning_rate, batch_size) * real("noise", noise, at_least=0.0) ** 2
+    strength = step_strength(learning_rate, batch_size) * real("noise", noise, at_least=0.0) ** 2
     root = np.sqrt(kappa * real("balance", balance, above=0.0))
     features, readout = s * root, s / root
     seen = readout * kappa
@@ -123,7 +123,7 @@ def excess_loss(W1: Any, W2: Any, *, noise: Any, learning_rate: float, P: Any = 
     -----
     Whitened Gaussian inputs. The weights drift slowly along the manifold of those without error
     (:func:`noise_balance`): the formula holds at every point of it. The readout alone moves E within the range of W_2;
-    directions in which nothing moves keep their error of zero.
+    directions in which nothing moves keep their error of zero. Under weight decay: :func:`end_point_excess_loss`.
     Derived in ``derivations/noise.py``, checked in ``tests/test_theory_noise.py``.
 
     References
@@ -137,8 +137,7 @@ def excess_loss(W1: Any, W2: Any, *, noise: Any, learning_rate: float, P: Any = 
     """
     W1, W2, metric = _weights(W1, W2, P)
     n_out = len(W2)
-    scalar = np.ndim(noise) == 0
-    Sigma = real("noise", noise, at_least=0.0) ** 2 * np.eye(n_out) if scalar else covariance("noise", noise, n_out)
+    Sigma = label_covariance(noise, n_out)
     strengths = np.zeros(W1.shape[1])
     found = np.linalg.svd(W1, compute_uv=False) ** 2
     strengths[: found.size] = found
@@ -154,7 +153,7 @@ def excess_loss(W1: Any, W2: Any, *, noise: Any, learning_rate: float, P: Any = 
             drive = basis.T @ W2 @ W2.T @ metric
             R = drive @ basis
             total += np.trace(solve_continuous_lyapunov(R, drive @ Sigma @ drive.T))
-    return float(_strength(learning_rate, batch_size) / 2 * total)
+    return float(step_strength(learning_rate, batch_size) / 2 * total)
 
 
 def noise_balance(W1: Any, W2: Any, *, noise: float, learning_rate: float, P: Any = None, batch_size: int = 1) -> Any:
@@ -197,7 +196,7 @@ def noise_balance(W1: Any, W2: Any, *, noise: float, learning_rate: float, P: An
     array([[0.1]])
     """
     W1, W2, metric = _weights(W1, W2, P)
-    strength = _strength(learning_rate, batch_size) * real("noise", noise, at_least=0.0) ** 2
+    strength = step_strength(learning_rate, batch_size) * real("noise", noise, at_least=0.0) ** 2
     return strength * (W1.shape[1] * W2.T @ metric @ metric @ W2 - np.trace(metric) * W1 @ W1.T)
 
 
@@ -278,7 +277,15 @@ def _growth(G1: np.ndarray, N: np.ndarray, step: float, batch_size: int) -> floa
     return factor
 
 
-def _strength(learning_rate: Any, batch_size: Any) -> float:
+def label_covariance(noise: Any, n_out: int) -> np.ndarray:
+    """Return the covariance of label noise from its standard deviation, or as it was given."""
+    if np.ndim(noise) == 0:
+        return real("noise", noise, at_least=0.0) ** 2 * np.eye(n_out)
+    return covariance("noise", noise, n_out)
+
+
+def step_strength(learning_rate: Any, batch_size: Any) -> float:
+    """Return learning_rate / batch_size, which is what the noise of steps depends on."""
     return real("learning_rate", learning_rate, above=0.0) / integer("batch_size", batch_size, at_least=1)
 
 

@@ -1,4 +1,4 @@
-"""One mode from an unbalanced start: between a sigmoidal curve and an exponential one."""
+"""Unbalanced starts: one mode between a sigmoidal curve and an exponential one, and small starts of any imbalance."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from linfb._checks import real_array
+from linfb._checks import real, real_array, times_array
+from linfb.theory.exact import checked_start, riccati_map, seen_modes
 from linfb.theory.modes import non_negative, together
 
 
@@ -124,3 +125,105 @@ def rich_imbalance(s: Any, *, kappa: Any = 1.0) -> np.ndarray:
     s, kappa = non_negative("s", s), non_negative("kappa", kappa)
     together(s=s, kappa=kappa)
     return (s * np.sqrt(kappa / 2))[()]
+
+
+def growing_part(A: Any, W1: Any, W2: Any, *, P: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    r"""Return the M-balanced start that a small start of any imbalance behaves like.
+
+    .. math::
+        W_1 = pV^\top, \qquad PW_2 = Up^\top, \qquad p = \tfrac12\bigl(W_1(0)V + W_2(0)^\top P^\top U\bigr), \qquad
+        PA = USV^\top
+
+    Parameters
+    ----------
+    A : array_like, shape (out, in)
+        Input-output correlation; inputs are whitened.
+    W1 : array_like, shape (hidden, in)
+        First layer at time 0.
+    W2 : array_like, shape (out, hidden)
+        Second layer at time 0.
+    P : array_like, shape (rank, out), optional
+        The reader of the channel, any matrix; None is backpropagation, P = I.
+
+    Returns
+    -------
+    W1 : numpy.ndarray, shape (hidden, in)
+    W2 : numpy.ndarray, shape (out, hidden)
+        What of it the channel does not see is as it was.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit or an entry is not finite.
+
+    Notes
+    -----
+    For a start of scale eps, without weight decay and with at least as many hidden units as modes. Strengths of modes,
+    and all else that is symmetric in what the channel sees of the modes, are kept to order eps^2 ln(1/eps), or eps^2 if
+    the channel sees no inputs and outputs beside the modes. The antisymmetric part,
+    :math:`u_i^\top PW_2W_1v_j - u_j^\top PW_2W_1v_i`, is lost: it reaches :math:`\varepsilon^{1 + \sigma_j/\sigma_i}`
+    when mode i is learned and the weaker j is not. What the channel does not see is kept to order eps or eps ln(1/eps).
+    :func:`small_start_map` is of order eps^2 in everything. Derived in ``derivations/small_starts.py``, checked in
+    ``tests/test_theory_unbalanced.py``.
+
+    References
+    ----------
+    :cite:p:`saxe2013,braun2022,hanut2025`
+
+    Examples
+    --------
+    >>> growing_part([[2.0]], [[0.3]], [[0.1]])
+    (array([[0.2]]), array([[0.2]]))
+    """
+    A, W1, W2, P = checked_start(A, W1, W2, P)
+    left, _, right = seen_modes(A, P)
+    growing = (W1 @ right + W2.T @ P.T @ left) / 2
+    return growing @ right.T, W2 + np.linalg.pinv(P) @ (left @ growing.T - P @ W2)
+
+
+def small_start_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_decay: float = 0.0) -> np.ndarray:
+    r"""Return the map of a two-layer linear network from a small start of any imbalance, to second order in its scale.
+
+    .. math::
+        W_2 W_1(t) = X_2 \Bigl(I + \int_0^t (X_1^\top X_1 + X_2^\top M X_2)\,ds\Bigr)^{-1} X_1^\top
+        + O(\varepsilon^2), \qquad
+        \begin{pmatrix} X_1 \\ X_2 \end{pmatrix}(t) =
+        \exp\Bigl[t \begin{pmatrix} -\lambda I & A^\top M \\ A & -\lambda I \end{pmatrix}\Bigr]
+        \begin{pmatrix} W_1(0)^\top \\ W_2(0) \end{pmatrix}
+
+    Parameters
+    ----------
+    A, W1, W2, times, P, weight_decay
+        As in :func:`exact_map`; any start.
+
+    Returns
+    -------
+    numpy.ndarray, shape (time, out, in)
+        W2 @ W1 on the host.
+
+    Raises
+    ------
+    ValueError
+        If a shape does not fit, an entry is not finite, or times do not increase.
+
+    Notes
+    -----
+    From an M-balanced start it is :func:`exact_map`. In general it solves the flow without its two terms in the
+    imbalance C, :math:`\tfrac12W_1^\top C` and :math:`-\tfrac12W_2C`. C stays as small as at the start, eps^2, and
+    makes of what grows only what decays: the error is of order eps^2 (proved up to logarithms) while, without weight
+    decay, times are far below 1 / eps^2. Besides :func:`growing_part` it keeps what decays, inputs out of the
+    channel's reach and their effect on the readout. Derived in ``derivations/small_starts.py``, order 2 measured in
+    ``tests/test_theory_unbalanced.py``.
+
+    References
+    ----------
+    :cite:p:`fukumizu1998,braun2022,hanut2025`
+
+    Examples
+    --------
+    >>> small_start_map([[2.0]], [[0.03]], [[0.01]], [0.0, 1.0, 10.0])[:, 0, 0]
+    array([3.0000e-04, 2.1604...e-02, 2.0000e+00])
+    """
+    A, W1, W2, P = checked_start(A, W1, W2, P)
+    times, decay = times_array("times", times), real("weight_decay", weight_decay, at_least=0.0)
+    return riccati_map(A, W1, W2, P, times, decay, 0.0, np.concatenate([W1, (P @ W2).T], axis=1))
