@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from derivations.core import Derivation
+from derivations.pages import signs
 
 ROOT = Path(__file__).parents[1]
 CHAPTERS = ("theory", "adaptive", "wide")
@@ -220,15 +221,8 @@ def _row(title: str, equations: Iterable[str], computed: Iterable[Function], tes
     )
     return Row(
         title,
-        next((one for one in equations if _signs(one) <= LONGEST), ""),
+        next((one for one in equations if signs(one) <= LONGEST), ""),
         tuple(one.name for one in computed),
         tuple(dict.fromkeys((*tests, *counted))),
         tuple(dict.fromkeys(figure for one in computed for figure in pictured(one.name))),
     )
-
-
-def _signs(equation: str) -> int:
-    """Return about how many signs wide an equation is: a command counts once, of a fraction the longer part."""
-    equation = re.sub(r"\\(?:left|right|mathrm|operatorname|q?quad|[,;!])", "", equation)
-    equation = re.sub(r"\\t?frac\{([^{}]*)\}\{([^{}]*)\}", lambda two: max(two[1], two[2], key=len), equation)
-    return len(re.sub(r"[{}^_\s]", "", re.sub(r"\\[a-zA-Z]+", "x", equation)))

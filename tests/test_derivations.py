@@ -20,7 +20,7 @@ from derivations import REGISTRY, ClosedForm, Derivation, Step, derive, derive_a
 from derivations.__main__ import main
 from derivations.algebra import all_sizes, along, at_sizes
 from derivations.core import EVALUATE, EXPAND, RATIONAL, SIMPLIFY
-from derivations.pages import MARK, page, write_pages
+from derivations.pages import MARK, broken, page, write_pages
 from derivations.registry import derivation
 from derivations.results import Function, calling, functions, table, unlinked
 from derivations.setting import SIZES, W1, W2, B, E, P, Q, aligned_flow, k, lam, m, n, r, t
@@ -386,6 +386,13 @@ def test_pages_are_well_formed(pages):
         assert problems(text) == [], path.name
 
 
+def test_long_equations_are_broken_and_the_same():
+    equations = [step.equation for result in KNOWN.values() for step in result.equations]
+    in_lines = [broken(equation) for equation in equations]
+    assert [line.replace(r" \\ & {} ", " ").replace("= {} & ", "= ") for line in in_lines] == equations
+    assert sum(r" \\ & {} " in line for line in in_lines) > 5
+
+
 def test_page_check_notices_faults(pages):
     text = (pages / "half_time.rst").read_text(encoding="utf-8")
     for fault in (
@@ -441,7 +448,7 @@ def test_closed_form_is_printed_as_it_is_verified():
     assert Step("zero", sp.zeros(2, 2), sp.zeros(2, 2)).equation.endswith("= 0")
 
 
-@pytest.mark.parametrize("module", [derivations.core, derivations.verification])
+@pytest.mark.parametrize("module", [derivations.core, derivations.pages, derivations.verification])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0
