@@ -110,7 +110,6 @@ def _deep(name: str, network: DeepNetwork, words: str) -> Derivation:
                 learned,
                 -lam * mismatch,
                 both,
-                key=i == 0,
             )
         )
     for i, (lower, upper) in enumerate(zip(network.weights, network.weights[1:], strict=False)):
@@ -146,7 +145,8 @@ def _deep(name: str, network: DeepNetwork, words: str) -> Derivation:
             "For any depth: the argument only involves two neighbouring layers, the error above "
             "and the activity below. " + SHAPES
         ),
-        test="tests/test_derivations.py::test_every_derivation_verifies",
+        theory=("deep_conserved",),
+        test="tests/test_theory_deep.py::test_conserved_along_the_flow",
         citations=("hanut2025", "saxe2013", "kolenpollack1994"),
     )
 

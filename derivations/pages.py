@@ -2,17 +2,63 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from derivations.core import Derivation, Step
 
 MARK = ".. Written by ``python -m derivations --docs``; edit the package ``derivations`` instead."
+LINE = 55
+"""Signs of an equation that fit on a line of a page."""
+
+
+def signs(equation: str) -> int:
+    """Return about how many signs wide an equation is: a command counts once, of a fraction the longer part."""
+    equation = re.sub(r"\\(?:left|right|mathrm|operatorname|q?quad|[,;!])", "", equation)
+    equation = re.sub(r"\\t?frac\{([^{}]*)\}\{([^{}]*)\}", lambda two: max(two[1], two[2], key=len), equation)
+    return len(re.sub(r"[{}^_\s]", "", re.sub(r"\\[a-zA-Z]+", "x", equation)))
+
+
+def broken(equation: str) -> str:
+    r"""Return an equation with line breaks before outermost signs of its right-hand side, if it is too long.
+
+    Examples
+    --------
+    >>> broken("y = a + b")
+    'y = a + b'
+    >>> print(broken("y = " + "a" * 40 + r" + \left(b - c\right) - " + "d" * 20))
+    y = {} & aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa + \left(b - c\right) \\ & {} - dddddddddddddddddddd
+    """
+    parts = _parts(equation)
+    sides = next((place for place, part in enumerate(parts) if part.startswith(" = ")), 0)
+    if signs(equation) <= LINE or not sides or r"\\" in equation:
+        return equation
+    left, lines = "".join(parts[:sides]), [parts[sides].removeprefix(" = ")]
+    for part in parts[sides + 1 :]:
+        if signs(lines[-1] + part) > max(LINE - signs(left), LINE // 2):
+            lines.append(part.strip())
+        else:
+            lines[-1] += part
+    return f"{left} = {{}} & " + r" \\ & {} ".join(lines) if len(lines) > 1 else equation
+
+
+def _parts(equation: str) -> list[str]:
+    """Return the parts of an equation that begin with its outermost signs: plus, minus and equals."""
+    parts, depth = [""], 0
+    for token in re.split(r"(\\left.|\\right.|[{}()\[\]]| [-+=] )", equation):
+        depth += (token.startswith(r"\left") or token in ("{", "(", "[")) and 1
+        depth -= (token.startswith(r"\right") or token in ("}", ")", "]")) and 1
+        if depth == 0 and token in (" + ", " - ", " = "):
+            parts.append(token)
+        else:
+            parts[-1] += token
+    return parts
 
 
 def _math(equation: str) -> list[str]:
     """Return a displayed equation."""
-    return ["", ".. math::", "", f"   {equation}", ""]
+    return ["", ".. math::", "", f"   {broken(equation)}", ""]
 
 
 def _checked(step: Step) -> str:

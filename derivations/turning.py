@@ -151,7 +151,7 @@ def turning_condition() -> Derivation:
         sizes="The equation of the visible error for all sizes, and at the explicit size named in "
         "the step. The full Jacobian at n = m = 2, k = r = 1. " + MATHEMATICAL_SHAPES,
         theory=("critical_reader_rate", "critical_reader_rate_at"),
-        test="tests/test_derivations.py::test_turning_rate_numerically",
+        test="tests/test_theory_turning.py::test_general_condition_at_random_states",
         citations=("hanut2025", "oja1982", "kolenpollack1994"),
     )
 

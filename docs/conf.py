@@ -2,6 +2,8 @@
 
 import ast
 import json
+import logging
+import re
 import sys
 from pathlib import Path
 
@@ -33,6 +35,7 @@ html_theme = "furo"
 html_title = f"linfb {release}"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
+html_js_files = ["search_formulas.js"]
 
 napoleon_google_docstring = False
 napoleon_use_ivar = True
@@ -58,7 +61,10 @@ def gallery() -> str:
     sections = []
     for name in NAMES:
         module, title = DOCS.parent / "figures" / f"{name}.py", f"``{name}``"
-        sections += [f"{title}\n{'-' * len(title)}", ast.get_docstring(ast.parse(module.read_text())) or ""]
+        sections += [
+            f".. _figure-{name}:\n\n{title}\n{'-' * len(title)}",
+            ast.get_docstring(ast.parse(module.read_text())) or "",
+        ]
         pictures = [DOCS / "_static" / "gallery" / f"{name}-{preset}.png" for preset in PRESETS]
         sections += [pictured(picture) for picture in pictures if picture.exists()]
     return "\n\n".join(sections)
@@ -89,7 +95,7 @@ def accuracies() -> str:
         if told["config"].get("data") == "cifar10" and "test_accuracy" in results:
             paper_of = getattr(load(told["figure"]), "paper_of", lambda cell: None)
             title = f"``{told['figure']}``, preset {told['preset']}"
-            sections += [f"{title}\n{'-' * len(title)}", protocol(told), accuracy_table(results, paper_of)]
+            sections += [f"{title}\n{'~' * len(title)}", protocol(told), accuracy_table(results, paper_of)]
     return "\n\n".join(sections)
 
 
@@ -125,6 +131,28 @@ def accuracy_table(results, paper_of) -> str:
     return "\n".join(lines)
 
 
+def results() -> str:
+    """Return a table for each section of the theory: results, what computes, tests and shows them."""
+    from derivations import derive_all
+    from derivations.results import table
+
+    lines, last = [], None
+    for (chapter, section), rows in table(derive_all()).items():
+        if chapter != last:
+            heading = (DOCS / f"{chapter}.rst").read_text().split("\n")[0] if chapter else "Elsewhere"
+            lines, last = [*lines, "", heading, "-" * len(heading), ""], chapter
+            lines += [f"The chapter is :doc:`{chapter}`."] if chapter else []
+        lines += ["", f".. list-table:: {section}", "   :class: results", "   :widths: 46 54", "   :header-rows: 1", ""]
+        lines += ["   * - result", "     - function; tests; figures"]
+        for row in rows:
+            shown = ["", "       .. math::", "", f"          {row.equation}", ""] if row.equation else []
+            told = [", ".join(f":func:`~linfb.theory.{name}`" for name in row.functions)]
+            told += [f"``{test}``" for test in row.tests]
+            told += [", ".join(f"figure :ref:`{name} <figure-{name}>`" for name in row.figures)]
+            lines += [f"   * - {row.title}", *shown, "     - | " + "\n       | ".join(filter(None, told))]
+    return "\n".join(lines)
+
+
 def benchmarks() -> str:
     """Return a section for each record of the benchmarks."""
     from tests.benchmarks.page import tables
@@ -137,6 +165,21 @@ def benchmarks() -> str:
     return "\n\n".join(sections)
 
 
+FOREIGN = re.compile(
+    r"""<(?:script|link|img|iframe|source|audio|video|embed|object|image|use)\b[^<]*?
+        \s(?:src|srcset|href|xlink:href|data)\s*=\s*["']?\s*(?:https?:)?//[^<>]*
+      | (?:url\(|@import)\s*["']?\s*(?:https?:)?//[^)"';]*""",
+    re.VERBOSE | re.IGNORECASE,
+)
+"""What a browser loads from the network by itself: scripts, styles, images and fonts, not links to follow."""
+
+
+def foreign(folder: Path) -> list[str]:
+    """Return what the pages, styles and drawings of a built site load from the network."""
+    files = [path for suffix in ("html", "css", "svg") for path in sorted(folder.rglob(f"*.{suffix}"))]
+    return [f"{path.name}: {found[0]}" for path in files for found in FOREIGN.finditer(path.read_text())]
+
+
 def is_at_home(module: str, obj: object) -> bool:
     """Say whether a class is defined in `module` or directly below it, so that it is not documented a third time."""
     return not isinstance(obj, type) or obj.__module__.rpartition(".")[0] == module or obj.__module__ == module
@@ -144,7 +187,7 @@ def is_at_home(module: str, obj: object) -> bool:
 
 def setup(app):
     """Fill pages from the figures and records that exist, afresh at every build; keep classes to their packages."""
-    generated = {"gallery": gallery, "benchmarks": benchmarks, "paper": accuracies}
+    generated = {"gallery": gallery, "benchmarks": benchmarks, "paper": accuracies, "results": results}
 
     def fill(app, docname, source):
         if docname in generated:
@@ -154,6 +197,11 @@ def setup(app):
         module = app.env.temp_data.get("autodoc:module")
         return True if what == "module" and module and not is_at_home(module, obj) else None
 
+    def stay_local(app, error):
+        for found in foreign(Path(app.outdir)) if error is None and app.builder.format == "html" else ():
+            logging.getLogger("sphinx.local").warning("loaded from the network: %s", found)
+
     app.connect("source-read", fill)
     app.connect("autodoc-skip-member", skip)
+    app.connect("build-finished", stay_local)
     app.connect("env-get-outdated", lambda app, env, added, changed, removed: list(generated))

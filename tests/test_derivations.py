@@ -20,8 +20,9 @@ from derivations import REGISTRY, ClosedForm, Derivation, Step, derive, derive_a
 from derivations.__main__ import main
 from derivations.algebra import all_sizes, along, at_sizes
 from derivations.core import EVALUATE, EXPAND, RATIONAL, SIMPLIFY
-from derivations.pages import MARK, page, write_pages
+from derivations.pages import MARK, broken, page, write_pages
 from derivations.registry import derivation
+from derivations.results import Function, calling, functions, table, unlinked
 from derivations.setting import SIZES, W1, W2, B, E, P, Q, aligned_flow, k, lam, m, n, r, t
 from derivations.trajectory import taylor_difference
 
@@ -216,6 +217,55 @@ def test_links_lead_somewhere():
         assert set(result.citations) <= keys
 
 
+PAGES = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.rst"))
+ONE = KNOWN["oja_flow"]
+
+
+def test_every_result_has_derivation_function_and_test():
+    import linfb.theory
+
+    public = {name for name in linfb.theory.__all__ if not isinstance(getattr(linfb.theory, name), type)}
+    assert {one.name for one in functions()} == public
+    assert unlinked(KNOWN.values(), functions(), PAGES) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "problem"),
+    [
+        (Function("new", "Checked in ``tests/test_theory_oja.py``."), "new has no derivation and does not say why"),
+        (Function("new", "Not derived: measured."), "new names no test"),
+        (Function("new", "Checked in ``tests/test_theory_oja.py``."), "new is called by no test of test_theory_oja"),
+        (Function("oja_metric", "Checked in ``tests/test_none.py``."), "oja_metric is called by no test of test_none"),
+        (Function("new", "See :doc:`/derivations/none`."), "there is no derivation none"),
+        (replace(ONE, name="orphan"), "nothing leads to the derivation orphan"),
+        (replace(ONE, test="tests/test_theory_modes.py::test_none"), "the test of oja_flow calls none of oja_metric"),
+    ],
+)
+def test_what_is_not_linked_is_found(changed, problem):
+    derivations = {**KNOWN, changed.name: changed} if isinstance(changed, Derivation) else KNOWN
+    theory = {one.name: one for one in functions()} | ({changed.name: changed} if isinstance(changed, Function) else {})
+    assert problem in unlinked(derivations.values(), theory.values(), PAGES)
+
+
+def test_calls_are_found_by_other_names_and_not_in_tests_of_arguments():
+    assert "test_mode_of_the_matrix_flow" in calling("unbalanced_mode_strength", "test_theory_unbalanced")
+    assert calling("committee_loss", "test_theory_committee") == ("test_loss_by_quadrature",)
+    assert calling("committee_loss", "test_theory_committee", "test_loss_refuses_what_does_not_fit") == ()
+
+
+def test_every_result_has_a_row():
+    chapters = {row: chapter for (chapter, _), section in table(KNOWN.values()).items() for row in section}
+    rows = {row.title: row for row in chapters}
+    assert len(rows) == len(chapters)
+    assert {name for row in rows.values() for name in row.functions} == {one.name for one in functions()}
+    assert rows.keys() >= {f":doc:`derivations/{name}`" for name in KNOWN}
+    mirror = rows[":doc:`derivations/mirror_alignment`"]
+    assert (chapters[mirror], mirror.functions) == ("theory", ("mirror_error",))
+    assert mirror.equation == KNOWN["mirror_alignment"].closed_form.equation
+    (alone,) = (row for row in rows.values() if row.functions == ("multiplexed_times",))
+    assert chapters[alone] == "adaptive"
+
+
 def hidden_state_jacobian(rho, strengths, rank):
     """Return the Jacobian, by complex steps, of the flow with an error-driven reader where `rank` modes are learned."""
     size = len(strengths)
@@ -336,6 +386,13 @@ def test_pages_are_well_formed(pages):
         assert problems(text) == [], path.name
 
 
+def test_long_equations_are_broken_and_the_same():
+    equations = [step.equation for result in KNOWN.values() for step in result.equations]
+    in_lines = [broken(equation) for equation in equations]
+    assert [line.replace(r" \\ & {} ", " ").replace("= {} & ", "= ") for line in in_lines] == equations
+    assert sum(r" \\ & {} " in line for line in in_lines) > 5
+
+
 def test_page_check_notices_faults(pages):
     text = (pages / "half_time.rst").read_text(encoding="utf-8")
     for fault in (
@@ -391,7 +448,7 @@ def test_closed_form_is_printed_as_it_is_verified():
     assert Step("zero", sp.zeros(2, 2), sp.zeros(2, 2)).equation.endswith("= 0")
 
 
-@pytest.mark.parametrize("module", [derivations.core, derivations.verification])
+@pytest.mark.parametrize("module", [derivations.core, derivations.pages, derivations.verification])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(module)
     assert result.attempted > 0

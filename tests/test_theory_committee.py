@@ -261,6 +261,16 @@ def test_bad_input_is_refused(change, message):
         committee_learning(**arguments)
 
 
+@pytest.mark.parametrize(("activation", "phi"), [("erf", erf), ("linear", np.positive)])
+def test_loss_by_quadrature(activation, phi):
+    C, V, V_star, _, _ = draw(hidden=1, teacher=1)
+    A = np.hstack([V, -V_star])
+    expected = average(lambda *u: 0.5 * np.sum((A @ phi(np.stack(u))) ** 2, axis=0), C)
+    assert_close(committee_loss(C, V, V_star, activation=activation), expected, 1e-9)
+    with pytest.raises(AssertionError):
+        assert_close(committee_loss(C, 1.01 * V, V_star, activation=activation), expected, 1e-4)
+
+
 def test_loss_refuses_what_does_not_fit():
     C, V, V_star, _, _ = draw()
     assert committee_loss([C, C], [V, V], V_star).shape == (2,)

@@ -77,7 +77,10 @@ def test_averages_by_quadrature(activation, product, slopes):
     for _ in range(8):
         one, other = 0.6 * rng.standard_normal((2, 2))
         covariances = [np.asarray(a @ b) for a, b in ((one, one), (one, other), (other, other))]
-        assert_close([f(*covariances) for f in PAIRS[activation]], [product(one, other), slopes(one, other)], 1e-9)
+        averages = [product(one, other), slopes(one, other)]
+        assert_close([f(*covariances) for f in PAIRS[activation]], averages, 1e-9)
+        kernels = tangent_kernels(np.sqrt(2) * one[None], np.sqrt(2) * other[None], activation=activation)
+        assert_close(np.ravel(kernels), np.multiply(averages, [1.0, one @ other]), 1e-9)
         for wrong in set(PAIRS) - {activation}:
             with pytest.raises(AssertionError):
                 assert_close(PAIRS[wrong][1](*covariances), slopes(one, other), 1e-3)

@@ -51,6 +51,7 @@ def m_balanced_weights(
     full rank is balanced with it: the part of W2 that the channel sees is then restricted to as many hidden
     directions as there are inputs (those it excites most). The violation is rounding, about 1e-15 of W1 W1^T. With
     as many directions as inputs half of all draws never learn the last mode (see :func:`linfb.theory.exact_map`).
+    Checked in ``tests/test_theory_balance.py``.
 
     References
     ----------
@@ -136,7 +137,9 @@ def conserved(W1: Any, W2: Any, *, P: Any = None, Q: Any = None, B: Any = None) 
     -----
     Exact for the gradient flow at equal rates of W1, W2 and Q on any data (no whitening needed). With weight decay
     the mismatch D decays as exp(-weight_decay * t), and the first matrix, where D = 0, as its square.
-    Checked in ``tests/test_theory_balance.py`` along integrated flows, for right and wrong rules.
+    Derived in :doc:`/derivations/m_balancedness`, :doc:`/derivations/constant_mismatch_invariant` and
+    :doc:`/derivations/fixed_feedback_invariant`; checked in ``tests/test_theory_balance.py`` along integrated flows,
+    for right and wrong rules.
 
     References
     ----------
@@ -195,6 +198,7 @@ def mirror_error(t: Any, D0: Any, *, weight_decay: float) -> np.ndarray:
     -----
     Exact for a fixed P and equal rates of W2 and Q, on any data and at any depth, since both follow the same
     gradient: P dW2/dt and dQ/dt differ by their decay only. Not for Adam, whose steps are not linear in the gradient.
+    Derived in :doc:`/derivations/mirror_alignment`, checked in ``tests/test_theory_balance.py``.
 
     References
     ----------

@@ -106,10 +106,11 @@ def committee_learning(
     Notes
     -----
     Exact for n to infinity at fixed numbers of units; integrated to a relative accuracy of 1e-9. A run at finite n
-    deviates by O(1/sqrt n): measured in ``tests/test_theory_committee.py``. The
-    averages are those of Saad and Solla; for one output and B = V or constant B these are the equations of Goldt et
-    al. and Refinetti et al. Under an aligned channel W and PV follow backpropagation from the teacher :math:`PV^*`,
-    whatever the activation: so a channel of rank one can teach all hidden units.
+    deviates by O(1/sqrt n): measured in ``tests/test_theory_committee.py``. The averages, derived in
+    :doc:`/derivations/committee_averages`, are those of Saad and Solla; for one output and B = V or constant B
+    these are the equations of Goldt et al. and Refinetti et al. Under an aligned channel W and PV follow
+    backpropagation from the teacher :math:`PV^*`, whatever the activation: so a channel of rank one can teach all
+    hidden units.
 
     References
     ----------
@@ -185,6 +186,7 @@ def committee_loss(overlaps: Any, readout: Any, teacher: Any, *, activation: str
     Notes
     -----
     Exact for normal inputs of any number, given the weights: fields of x / sqrt n have the covariance W W^T / n.
+    Derived in :doc:`/derivations/committee_averages`, checked in ``tests/test_theory_committee.py``.
 
     References
     ----------

@@ -51,8 +51,9 @@ def deep_conserved(weights: Sequence[Any], readers: Sequence[Any]) -> tuple[np.n
     -----
     Exact for the gradient flow at equal rates on any data; with weight decay each decays as
     exp(-2 weight_decay t). At rest under weight decay, and up to the square of a small start without it, the rank of
-    every layer is therefore at most that of the channel above it. Derived in ``derivations/deep.py``, checked along
-    flows in ``tests/test_theory_deep.py``.
+    every layer is therefore at most that of the channel above it. Derived in
+    :doc:`/derivations/deep_invariants_three` and :doc:`/derivations/deep_invariants_four`, checked along flows in
+    ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -101,7 +102,7 @@ def deep_slowdown(kappa: Any) -> np.ndarray:
     A balanced mode, :math:`a_l^2 = \kappa_l a_{l+1}^2`, obeys :math:`\dot c = L\Gamma c^{2-2/L}(s - c) - L\lambda c`:
     the channels change nothing but the clock. The exponent j / L counts the layers that hear through channel j: all
     L - 1 hidden layers hear through the one at the output, only the first through the lowest, which therefore tolerates
-    the smallest share. Derived in ``derivations/deep_modes.py``, checked in ``tests/test_theory_deep.py``.
+    the smallest share. Derived in :doc:`/derivations/deep_mode`, checked in ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -153,8 +154,8 @@ def typical_deep_slowdown(ranks: Sequence[int], widths: Sequence[int]) -> float:
     The readers have orthonormal rows, uniformly random and independent of each other, of the task and of the hidden
     directions; then each share is Beta distributed, with :math:`\psi` the digamma function. That holds for the output's
     direction always, for hidden directions if the start fixes them. For :math:`r_j \gg 1` the slow-down is about
-    :math:`(n_j/r_j)^{j/L}`. Checked by z-scores in
-    ``tests/test_theory_deep.py``.
+    :math:`(n_j/r_j)^{j/L}`. Not derived: the mean logarithm
+    of a Beta variable is known. Checked by z-scores in ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -212,7 +213,7 @@ def deep_balanced_time(c: Any, s: Any, c0: Any, kappa: Any) -> np.ndarray:
     Assumptions as in :func:`deep_mode` and :math:`a_l^2 = \kappa_l a_{l+1}^2` at the start
     (:func:`deep_balanced_layers`). From small starts at L > 2 the time is
     :math:`c_0^{-(1-2/L)} / ((L-2)\Gamma s)` to leading order.
-    Derived in ``derivations/deep_modes.py``, checked in ``tests/test_theory_deep.py``.
+    Derived in :doc:`/derivations/deep_balanced_time`, checked in ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -268,6 +269,7 @@ def deep_balanced_layers(c: Any, kappa: Any) -> np.ndarray:
     Notes
     -----
     Every flow with weight decay ends there, and every flow from a small start comes close to it.
+    Derived in :doc:`/derivations/deep_mode`, checked in ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -316,7 +318,8 @@ def deep_time(c: Any, s: float, layers: Any, kappa: Any) -> np.ndarray:
     order :math:`\alpha`. A channel that sees nothing freezes all layers below it and only delays the mode: D layers
     above it learn at the scale :math:`\alpha^l` of the frozen features of l layers, by a time of order
     :math:`\alpha^{-(L-2)}` as under backpropagation if D > 2, :math:`\alpha^{-(L-2)}\ln(1/\alpha)` if D = 2, but
-    :math:`\alpha^{-2(L-1)}` at the output (D = 1). Checked in ``tests/test_theory_deep.py``.
+    :math:`\alpha^{-2(L-1)}` at the output (D = 1). Derived in :doc:`/derivations/deep_mode`, checked in
+    ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -368,7 +371,7 @@ def deep_mode(t: Any, s: float, layers: Any, kappa: Any) -> np.ndarray:
     unit vectors, those at the ends being the task's: the flow never leaves this form, whatever the channels and
     widths. Exact: one quadrature (:func:`deep_time`), inverted to rounding. The hidden directions are the start's; a
     small random start makes them before it learns, and is then balanced up to its square.
-    Derived in ``derivations/deep_modes.py``, checked in ``tests/test_theory_deep.py``.
+    Derived in :doc:`/derivations/deep_mode`, checked in ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -423,7 +426,8 @@ def deep_critical_decay(s: Any, kappa: Any) -> np.ndarray:
     Notes
     -----
     For L = 2 it is sqrt(kappa) s, where strengths vanish continuously. Deeper networks lose a mode at once, at the
-    strength :math:`c = s(L-2)/(2L-2)`. See :func:`deep_rest_points`.
+    strength :math:`c = s(L-2)/(2L-2)`. See :func:`deep_rest_points`. Derived in
+    :doc:`/derivations/deep_critical_decay`, checked in ``tests/test_theory_deep.py``.
 
     References
     ----------
@@ -470,7 +474,8 @@ def deep_rest_points(s: float, kappa: Any, *, weight_decay: float) -> tuple[floa
     L > 2 the origin is stable under any decay. The end depends on the hidden directions through the shares
     and these are the start's: rest points of deep networks form continua unless all hidden channels have full rank.
     For many modes only this is derived here: at rest the map has at most the smallest of all ranks
-    (:func:`deep_conserved`). Checked in ``tests/test_theory_deep.py``.
+    (:func:`deep_conserved`). Derived in :doc:`/derivations/deep_critical_decay`, checked in
+    ``tests/test_theory_deep.py``.
 
     References
     ----------

@@ -131,16 +131,18 @@ def exact_map(A: Any, W1: Any, W2: Any, times: Any, *, P: Any = None, weight_dec
 
     (W1, P W2) follows backpropagation on the effective teacher PA, for which this is the matrix Riccati solution
     of :cite:p:`fukumizu1998` and :cite:p:`braun2022`, and with an imbalance that of :cite:p:`domine2024`, derived anew
-    in ``derivations/unbalanced.py``: modes then grow at :math:`\sqrt{\sigma^2 + \mu^2/4}`, and what is out of the
-    task's reach at :math:`|\mu|/2`. With mu > 0 there are at most as many hidden units as inputs, with mu < 0 as the
-    rank of P, since W1, or P W2, must have their full rank. The readout of what the channel does not see is one
-    quadrature more. That F is defective (directions with PAv = 0, Av != 0) does not matter, since
-    only (W1, P W2) is diagonalised, by the SVD of PA. Directions in which the start is zero up to rounding
-    (64 machine epsilons of the whole) are taken to be exactly unexcited; they would escape from rounding alone.
-    This is not rare: if W1 has the rank of its inputs, W1 = R (P W2)^T in coordinates of the modes with an orthogonal
-    matrix R, and det R = -1 puts the start on the stable manifold of a saddle, so that one mode is never learned.
+    in :doc:`/derivations/unbalanced_trajectory`: modes then grow at :math:`\sqrt{\sigma^2 + \mu^2/4}`, and what is out
+    of the task's reach at :math:`|\mu|/2`. With mu > 0 there are at most as many hidden units as inputs, with mu < 0 as
+    the rank of P, since W1, or P W2, must have their full rank. The readout of what the channel does not see is one
+    quadrature more. That F is defective (directions with PAv = 0, Av != 0) does not matter, since only (W1, P W2) is
+    diagonalised, by the SVD of PA. Directions in which the start is zero up to rounding (64 machine epsilons of the
+    whole) are taken to be exactly unexcited; they would escape from rounding alone. This is not rare: if W1 has the
+    rank of its inputs, W1 = R (P W2)^T in coordinates of the modes with an orthogonal matrix R, and det R = -1 puts the
+    start on the stable manifold of a saddle, so that one mode is never learned.
 
-    ``tests/test_theory_vs_flow.py`` compares with an adaptive integration of the flow and with the end points.
+    Derived in :doc:`/derivations/effective_teacher`, :doc:`/derivations/passive_readout` and
+    :doc:`/derivations/exact_trajectory` (:doc:`/derivations/riccati` for backpropagation); checked in
+    ``tests/test_theory_vs_flow.py`` against an adaptive integration of the flow and against the end points.
 
     References
     ----------

@@ -57,7 +57,8 @@ def feedback_alignment_mode(t: Any, s: float, a0: float, c0: float, b: float) ->
     readout of opposite signs first unlearn: c passes through zero, which takes long if a starts near an unstable root.
     Arguments, and an error s - a0 c0, below 1e-100 count as zero. Near a triple root the sum over roots cancels;
     there the expansion of the integrand in 1 / a takes its place.
-    Checked against the two equations in ``tests/test_theory_feedback_alignment.py``.
+    Derived in :doc:`/derivations/feedback_alignment_mode`, checked against the two equations in
+    ``tests/test_theory_feedback_alignment.py``.
 
     References
     ----------

@@ -45,7 +45,8 @@ def end_point(A: Any, P: Any, *, weight_decay: float, n_hidden: int | None = Non
     slowly learns what the channel does not see. If the k-th and the next singular value agree, the end point
     depends on the start; one of the possible ones is returned. Soft thresholds from separate decay of two factors are
     known :cite:p:`kunin2019`; here they act on the singular values of PA, and the readout follows.
-    Checked in ``tests/test_theory_fixed_points.py`` against integrated flows, and as the limit of ``exact_map``.
+    Derived in :doc:`/derivations/end_point` and :doc:`/derivations/vanishing_decay`; checked in
+    ``tests/test_theory_fixed_points.py`` against integrated flows, and as the limit of ``exact_map``.
 
     References
     ----------
@@ -87,7 +88,8 @@ def learned_modes(A: Any, P: Any, *, weight_decay: float, n_hidden: int | None =
     Notes
     -----
     The threshold is sharp and strict; without decay singular values above rounding (machine epsilon times the larger
-    size, relative to the largest of P times that of A) count.
+    size, relative to the largest of P times that of A) count. Derived in :doc:`/derivations/threshold`, checked in
+    ``tests/test_theory_fixed_points.py``.
 
     References
     ----------
@@ -146,12 +148,13 @@ def feedback_alignment_end_point(A: Any, B: Any, *, weight_decay: float) -> np.n
 
     Notes
     -----
-    Derivation: at rest :math:`\lambda W_1 = B^\top E` and :math:`\lambda W_2 = E W_1^\top`, so that
-    :math:`E (I + Y^\top Y / \lambda^3) = A` with :math:`Y = B^\top E`. Times :math:`B^\top` this reads
-    :math:`Y + Y Y^\top Y / \lambda^3 = B^\top A`, whose only solution has the singular vectors of :math:`B^\top A` and
-    the singular values y. The point of rest is therefore unique, for any rank of B, and every mode that the
-    feedback reaches is learned in part: there is no threshold, unlike with a mirror (:func:`end_point`). That
-    the flow converges to it is an observation of ``tests/test_theory_fixed_points.py``, not proved here.
+    Derived in :doc:`/derivations/feedback_alignment_stationary`: at rest :math:`\lambda W_1 = B^\top E` and
+    :math:`\lambda W_2 = E W_1^\top`, so that :math:`E (I + Y^\top Y / \lambda^3) = A` with :math:`Y = B^\top E`. Times
+    :math:`B^\top` this reads :math:`Y + Y Y^\top Y / \lambda^3 = B^\top A`, whose only solution has the singular
+    vectors of :math:`B^\top A` and the singular values y. The point of rest is therefore unique, for any rank of B, and
+    every mode that the feedback reaches is learned in part: there is no threshold, unlike with a mirror
+    (:func:`end_point`). That the flow converges to it is an observation of ``tests/test_theory_fixed_points.py``, not
+    proved here.
 
     References
     ----------

@@ -65,7 +65,9 @@ def mode_strength(t: Any, s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: fl
     overflow while t s is a float, and without cancellation at the critical point sqrt(kappa) s = weight_decay. With
     ``kappa=1`` and no decay it is the mode solution a(t) of :cite:p:`saxe2013` for backpropagation. The end point is
     s - weight_decay / sqrt(kappa), or zero where that is negative.
-    Checked in ``tests/test_theory_modes.py`` against the scalar equation and against the matrix flow.
+    Derived in :doc:`/derivations/single_mode` and :doc:`/derivations/critical_mode`, without a channel in
+    :doc:`/derivations/saxe_mode`; checked in ``tests/test_theory_modes.py`` against the scalar equation and against the
+    matrix flow.
 
     References
     ----------
@@ -125,7 +127,8 @@ def time_to_half(s: Any, c0: Any, *, kappa: Any = 1.0, weight_decay: float = 0.0
     Notes
     -----
     Assumptions as in :func:`mode_strength`; without decay a channel slows a mode down by 1 / sqrt(kappa), all else
-    equal. The time falls as kappa grows, so that it has an inverse.
+    equal. The time falls as kappa grows, so that it has an inverse. Derived in :doc:`/derivations/half_time` and
+    :doc:`/derivations/half_time_decay`, checked in ``tests/test_theory_modes.py``.
 
     References
     ----------

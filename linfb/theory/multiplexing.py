@@ -62,7 +62,8 @@ def multiplexed_times(A: Any, W1: Any, W2: Any, rank: int, *, weight_decay: floa
     12 hidden units the times are too small by at most 0.6 (5 %) at a rate of 30; in 3 hidden units by up to 11 %.
     Strengths that are relatively closer than about 1 / ln(1/scale) are outside the limit: the channel goes to and fro
     between them.
-    Not proved; checked in ``tests/test_theory_multiplexing.py`` against integrated flows, with the order of the delay.
+    Not derived: argued from the flow, not proved. Checked in ``tests/test_theory_multiplexing.py`` against integrated
+    flows, with the order of the delay.
 
     References
     ----------

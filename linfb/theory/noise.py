@@ -63,7 +63,8 @@ def mode_excess_loss(
     Whitened Gaussian inputs, P with orthonormal rows, one hidden unit in use. Narrow channels leave the readout large
     (gamma) and the features small (alpha): the error in the n - 1 unused input directions, which the first layer has to
     undo, grows as one over the root of kappa. For ``kappa=1`` it is :math:`\eta\sigma^2 s(n + m)/(4b)`. The relative
-    error is of order :math:`\eta`. Derived in ``derivations/noise.py``, checked in ``tests/test_theory_noise.py``.
+    error is of order :math:`\eta`. Derived in :doc:`/derivations/label_noise_mode`, checked in
+    ``tests/test_theory_noise.py``.
 
     References
     ----------
@@ -124,7 +125,7 @@ def excess_loss(W1: Any, W2: Any, *, noise: Any, learning_rate: float, P: Any = 
     Whitened Gaussian inputs. The weights drift slowly along the manifold of those without error
     (:func:`noise_balance`): the formula holds at every point of it. The readout alone moves E within the range of W_2;
     directions in which nothing moves keep their error of zero. Under weight decay: :func:`end_point_excess_loss`.
-    Derived in ``derivations/noise.py``, checked in ``tests/test_theory_noise.py``.
+    Derived for one mode in :doc:`/derivations/label_noise_mode`, checked in ``tests/test_theory_noise.py``.
 
     References
     ----------
@@ -184,7 +185,8 @@ def noise_balance(W1: Any, W2: Any, *, noise: float, learning_rate: float, P: An
     -----
     Exact to this order at weights without error: the flow's own changes cancel, and the squares of a step remain. With
     orthonormal rows of P it comes to rest where :math:`W_1W_1^\top = (n/r)\,W_2^\top MW_2`: a narrow channel hears
-    less noise than the readout. Checked in ``tests/test_theory_noise.py``.
+    less noise than the readout. Derived in :doc:`/derivations/label_noise_drift`, checked in
+    ``tests/test_theory_noise.py``.
 
     References
     ----------
@@ -229,7 +231,7 @@ def largest_step(W1: Any, W2: Any, *, P: Any = None, batch_size: int | None = No
     mode :math:`1/\sqrt\kappa` times slower allows steps that many times larger. With a batch size it is the limit of
     stability in the mean square under whitened Gaussian inputs, where the second moments of E neither grow nor decay
     (found by power iteration and bisection to about 1e-6). Weights that do not learn all of the task are outside its
-    scope. Derived in ``derivations/noise.py``, checked in ``tests/test_theory_noise.py``.
+    scope. Derived in :doc:`/derivations/largest_step`, checked in ``tests/test_theory_noise.py``.
 
     References
     ----------

@@ -45,7 +45,7 @@ def oja_metric(t: Any, C: Any, P0: Any, *, rate: float = 1.0) -> np.ndarray:
     exponentials, so that any t is allowed. An eigendirection of which P0 has nothing up to rounding is taken to be
     absent for ever. For label-driven readers C = <y y^T> is constant and this holds throughout learning; C = <delta
     delta^T> changes with the weights and it does not.
-    Checked in ``tests/test_theory_oja.py`` against the integrated flow.
+    Derived in :doc:`/derivations/oja_flow`, checked in ``tests/test_theory_oja.py`` against the integrated flow.
 
     References
     ----------

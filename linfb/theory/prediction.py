@@ -92,7 +92,8 @@ def predict(
     -----
     Dispatches to :func:`exact_map` (backpropagation, and low-dimensional feedback with a fixed reader and an aligned
     mirror), :func:`readout_only_map` (zero feedback) and :func:`feedback_alignment_mode` (feedback alignment along the
-    task's modes). Checked against simulation by ``tests/test_theory_vs_simulation.py``.
+    task's modes). Not derived: it only chooses among them. Checked against simulation by
+    ``tests/test_theory_vs_simulation.py``.
 
     Examples
     --------

@@ -38,7 +38,8 @@ def overlap_distribution(rank: int, n_out: int) -> Any:
     Notes
     -----
     P uniform over matrices with orthonormal rows, u fixed. Exact at any size: kappa is the squared length of the first
-    r coordinates of a uniformly random unit vector. Checked in ``tests/test_theory_random_channels.py``.
+    r coordinates of a uniformly random unit vector. Derived in :doc:`/derivations/overlap_law`, checked in
+    ``tests/test_theory_random_channels.py``.
 
     References
     ----------
@@ -100,7 +101,7 @@ def carried_alignment(rank: int, n_out: int, *, dimension: float = 1.0) -> tuple
     Q = P W, if the weights are isotropic, :math:`WW^\top \propto I`; there independent channels multiply their means.
     An aligned reader, whose rows span the r leading eigenvectors of C, has the largest cosine of all,
     :math:`\cos^2 = \sum_{i\le r} c_i/\operatorname{tr} C` with the eigenvalues c of C: 1 from the rank of C on.
-    Checked in ``tests/test_theory_random_channels.py``.
+    Derived in :doc:`/derivations/carried_alignment`, checked in ``tests/test_theory_random_channels.py``.
 
     References
     ----------
@@ -146,7 +147,8 @@ def overlap_density(x: Any, rank_fraction: float, task_fraction: float) -> np.nd
     -----
     The eigenvalues of U^T P^T P U (d by d, U orthonormal task directions, P uniform with orthonormal rows) follow the
     Jacobi ensemble; this is the limit m to infinity at fixed fractions. Means of smooth functions over the eigenvalues
-    deviate from it by O(1 / m).
+    deviate from it by O(1 / m). The law is quoted, its mass and moments are verified in
+    :doc:`/derivations/overlap_spectrum`; checked against draws in ``tests/test_theory_random_channels.py``.
 
     References
     ----------
@@ -188,6 +190,7 @@ def overlap_atoms(rank_fraction: float, task_fraction: float) -> tuple[float, fl
     Notes
     -----
     Exact at any size with beta = r / m and alpha = d / m: the dimensions of the intersections of generic subspaces.
+    Mass and moments in :doc:`/derivations/overlap_spectrum`, checked in ``tests/test_theory_random_channels.py``.
 
     References
     ----------
@@ -242,7 +245,7 @@ def overlap_cdf(x: Any, rank_fraction: float, task_fraction: float, *, n_out: in
     order of the loop equation of real Jacobi matrices, and has the form known for sample covariances
     :cite:p:`baisilverstein2004`. With it the mean of a smooth function of the overlaps is right to O(1 / m^2); by
     itself it is no distribution, and within about m^(-2/3) of an edge it does not hold point by point. Derived, for
-    means of functions, in ``derivations/overlap_finite.py``; checked against exact moments and draws in
+    means of functions, in :doc:`/derivations/overlap_correction`; checked against exact moments and draws in
     ``tests/test_theory_phase.py``.
 
     References
@@ -301,7 +304,7 @@ def inverse_overlap_tail(x: Any, rank_fraction: float, task_fraction: float, *, 
 
     Notes
     -----
-    Derived in ``derivations/phase_diagram.py``, checked against quadrature in ``tests/test_theory_phase.py``. See
+    Derived in :doc:`/derivations/overlap_tail`, checked against quadrature in ``tests/test_theory_phase.py``. See
     :func:`linfb.theory.expected_loss`, which it is for.
 
     References
@@ -363,8 +366,8 @@ def overlap_moment(order: int, rank: int, task_rank: int, n_out: int) -> float:
 
     Notes
     -----
-    P uniform over matrices with orthonormal rows. Derived in ``derivations/overlap_finite.py``, compared with draws in
-    ``tests/test_theory_phase.py``.
+    P uniform over matrices with orthonormal rows. Derived in :doc:`/derivations/overlap_moments`, compared with draws
+    in ``tests/test_theory_phase.py``.
 
     References
     ----------

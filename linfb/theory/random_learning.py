@@ -44,7 +44,9 @@ def expected_learned_fraction(
     -----
     Equal singular values are assumed: the singular values of PA are then s times the roots of the overlaps. The limit
     deviates from the mean over channels of finite width by O(1 / m), most of which `n_out` corrects. For one given
-    channel see :func:`linfb.theory.learned_modes`.
+    channel see :func:`linfb.theory.learned_modes`. Derived in :doc:`/derivations/overlap_correction` from the law in
+    :doc:`/derivations/overlap_spectrum`, checked in ``tests/test_theory_random_channels.py`` and
+    ``tests/test_theory_phase.py``.
 
     References
     ----------
@@ -91,7 +93,8 @@ def expected_loss(
     Closed form, see :func:`linfb.theory.inverse_overlap_tail`. A learned mode keeps the error lambda / sigma, since
     decay shrinks it (:func:`linfb.theory.end_point`). For a channel wider than the task and weak decay the share is
     theta^2 (1 - alpha) / (beta - alpha) in the limit, and theta^2 (m - d - 1) / (r - d - 1) at finite size
-    (:func:`linfb.theory.overlap_moment`).
+    (:func:`linfb.theory.overlap_moment`). Derived in :doc:`/derivations/overlap_tail` and
+    :doc:`/derivations/overlap_correction`, checked in ``tests/test_theory_phase.py``.
 
     References
     ----------
@@ -137,7 +140,7 @@ def phase_boundaries(task_fraction: float, threshold: float) -> tuple[float, flo
     With beta = sin^2 psi the edges of the law of the overlaps are sin^2(psi -+ phi): the boundaries are where an edge
     is theta^2, straight lines in the angles. For alpha >= 1 - theta^2 no channel narrower than the output teaches all.
     In the limit of many outputs; at finite m the transitions are smooth over about m^(-2/3).
-    Derived in ``derivations/phase_diagram.py``.
+    Derived in :doc:`/derivations/overlap_tail`, checked in ``tests/test_theory_phase.py``.
 
     References
     ----------
@@ -190,7 +193,8 @@ def half_learned_fraction(
     Notes
     -----
     Balanced starts along the eigenvectors of the channel's overlap with the task, for which every mode is a scalar
-    problem. See :func:`linfb.theory.time_to_half`.
+    problem. See :func:`linfb.theory.time_to_half`. Derived in :doc:`/derivations/half_time_decay`, checked in
+    ``tests/test_theory_phase.py``.
 
     References
     ----------
@@ -253,7 +257,9 @@ def time_to_half_cdf(t: Any, s: float, c0: float, rank: int, n_out: int, *, weig
 
     Notes
     -----
-    One mode; exact at any size. See :func:`linfb.theory.time_to_half`.
+    One mode; exact at any size. See :func:`linfb.theory.time_to_half`. Derived in :doc:`/derivations/overlap_law`,
+    :doc:`/derivations/half_time` and :doc:`/derivations/half_time_decay`, checked in
+    ``tests/test_theory_random_channels.py``.
 
     References
     ----------
@@ -292,7 +298,8 @@ def time_to_half_quantile(
 
     Notes
     -----
-    Assumptions as in :func:`time_to_half_cdf`, which ``tests/test_theory_random_channels.py`` inverts.
+    Assumptions as in :func:`time_to_half_cdf`, whose inverse it is by ``tests/test_theory_random_channels.py``. Derived
+    in :doc:`/derivations/overlap_law` and :doc:`/derivations/half_time`.
 
     References
     ----------

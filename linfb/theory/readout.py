@@ -51,7 +51,8 @@ def readout_only_map(A: Any, W1: Any, W2: Any, times: Any, *, weight_decay: floa
     Exact. Without decay the integral is (1 - exp(-g^2 t)) / g^2 and the map tends to A restricted to the rows of
     W1; with decay everything fades in the end, since the features do. The integral is then a difference of two
     exponential integrals E1 (for 2 weight_decay t > 1), or an analytic integrand on a short interval, for which
-    40 Gauss-Legendre nodes are exact to rounding. Checked in ``tests/test_theory_readout.py``.
+    40 Gauss-Legendre nodes are exact to rounding. Derived in :doc:`/derivations/linear_regression_limit`, checked in
+    ``tests/test_theory_readout.py``.
 
     References
     ----------

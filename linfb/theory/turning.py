@@ -316,8 +316,8 @@ def modes_learned_by_errors(s: Any, rank: int, rate: float) -> int:
     -----
     The condition of :func:`critical_reader_rate` after every mode: with small starts the reader has come to rest on the
     weakest of the modes that are learned when it meets it. What the mirror is matters: a mirror that lags leaves other
-    weights behind, and under Kolen-Pollack the reader can be captured once it has turned. Not proved beyond the
-    condition for a single turn; checked in ``tests/test_theory_turning.py`` by runs from small starts.
+    weights behind, and under Kolen-Pollack the reader can be captured once it has turned. Not derived: beyond the
+    condition for a single turn it is not proved. Checked in ``tests/test_theory_turning.py`` by runs from small starts.
 
     References
     ----------

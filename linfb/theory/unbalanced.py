@@ -51,7 +51,7 @@ def unbalanced_mode_strength(t: Any, s: Any, c0: Any, imbalance: Any, *, kappa: 
     cancellation. Balanced, mu = 0, it is :func:`linfb.theory.mode_strength`. For large mu the mode is learned lazily:
     at the rate \|mu\|, whatever the channel sees. The curve has an inflection, and is called rich, for \|mu\| below
     :func:`linfb.theory.rich_imbalance`. An imbalance always speeds the mode up. Derived in
-    ``derivations/unbalanced.py``, checked in ``tests/test_theory_unbalanced.py``.
+    :doc:`/derivations/unbalanced_mode`, checked in ``tests/test_theory_unbalanced.py``.
 
     References
     ----------
@@ -112,6 +112,7 @@ def rich_imbalance(s: Any, *, kappa: Any = 1.0) -> np.ndarray:
     it nowhere, from whatever start. A channel moves the boundary between rich and lazy by sqrt(kappa): behind a narrow
     one a smaller imbalance is enough to be lazy. Of d equally strong modes behind a random channel, each with the
     imbalance mu, the share ``expected_learned_fraction(r / m, d / m, sqrt(2) * abs(mu) / s)`` is rich.
+    Derived in :doc:`/derivations/unbalanced_mode`, checked in ``tests/test_theory_unbalanced.py``.
 
     References
     ----------

@@ -47,7 +47,7 @@ def tangent_kernels(X: Any, Z: Any = None, *, activation: str) -> tuple[np.ndarr
     :func:`lazy_outputs`. Exact for infinite width. ReLU: arc-cosine kernels of order 1 and 0, where an angle below
     1e-8 cannot be told from zero; erf: the arcsine kernel and its derivative. The hidden part of the kernel is the
     input's product times the derivative of the readout's part by the covariance of the fields (Price's theorem).
-    Checked in ``tests/test_theory_wide.py`` against quadrature.
+    Derived in :doc:`/derivations/tangent_kernels`, checked in ``tests/test_theory_wide.py`` against quadrature.
 
     References
     ----------
@@ -127,9 +127,9 @@ def lazy_outputs(
     first layer learns by :math:`B\delta` in the place of :math:`W_2^\top\delta`. At infinite width weights move too
     little to change C, so that a mirror that learns stays as (un)aligned as it was: feedback alignment and an
     independent Kolen-Pollack start without decay both have C = 0, and train the readout alone. A single network of
-    width k deviates by O(1/sqrt k): measured in ``tests/test_theory_wide.py``.
-    A direction of the kernel that the data do not excite keeps its start; its time constant is beyond 1e12 of the
-    fastest.
+    width k deviates by O(1/sqrt k): measured in ``tests/test_theory_wide.py``. Not derived: a linear equation, solved
+    in the eigenbasis of the kernel. A direction of the kernel that the data do not excite keeps its start; its time
+    constant is beyond 1e12 of the fastest.
 
     References
     ----------

@@ -139,7 +139,7 @@ def tables(record: Mapping[str, Any], picture: str | None = None) -> str:
         )
     sections = [sections[0], "\n".join(f"- {text}" for text in sections[1:])]
     header = ("what", "times: median [quartiles]", "ratio [quartiles]", "goal", "", "accuracy")
-    sections.append(_table(header, (20, 32, 18, 7, 8, 15), body))
+    sections.append(_table(header, (18, 28, 17, 7, 8, 22), body))
     if picture and curves:
         sections.append(
             f".. figure:: {picture}\n   :alt: Step time against width, depth, batch, rank and ensemble size\n\n"
