@@ -159,7 +159,9 @@ def before_training(cell: str, splits: Splits, config: Config) -> xr.Dataset:
     for seed in config.seeds:
         weights, back = _way_back(model, splits, seed)
         true = back(backpropagation(), [Channel()] * len(model.kernels))
-        rule, every, shares = _channels(cell, model, weights, true, config.draws * seed + np.arange(config.draws))
+        rule, every, shares = _channels(
+            cell, model, weights, true, range(config.draws * seed, config.draws * (seed + 1))
+        )
         runs = [list(zip(back(rule, channels), true, strict=True))[:-1] for channels in every]
         scaled = back(backpropagation(), [Channel(gain=float(share)) for share in (1.0, *shares)])
         on = np.array([[_projection(*pair) for pair in pairs] for pairs in runs])
@@ -222,7 +224,7 @@ def _channels(
         return rule, [[None, *(Channel(P=basis.T) for basis in bases.values())]], shares
     kernels = [weights[i] for i in model.kernels]
     rule = rules.feedback_alignment(rank=ranks) if kind == "unrelated" else rule
-    every = [initial_channels(rule, layers, kernels, seed=int(seed)).channels for seed in seeds]
+    every = [initial_channels(rule, layers, kernels, seed=seed).channels for seed in seeds]
     return rule, every, [0.0 if kind == "unrelated" else carried_alignment(r, widths[k])[0] for k, r in ranks.items()]
 
 
