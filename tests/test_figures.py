@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
+from jaxtyping import config as jaxtyping_config
 
 import figures
 from figures import __main__ as command
@@ -193,17 +194,27 @@ TINY = {
 }  # fmt: skip
 
 
+class Simulated(dict[str, xr.Dataset]):
+    """The tiny figures, each simulated when it is first asked for: part by part, and joined as the command does it.
+
+    Shapes and types, whose checks take most of the time, are checked in the first part of every figure.
+    """
+
+    def __missing__(self, name: str) -> xr.Dataset:
+        parts = []
+        try:
+            for part in _run.parts_of(name, TINY[name], HERE):
+                parts.append(replace(part, dataset=figures.load(name).simulate(part.config, HERE)))
+                jaxtyping_config.update("jaxtyping_disable", True)
+        finally:
+            jaxtyping_config.update("jaxtyping_disable", False)
+        self[name] = _run.joined(name, TINY[name], parts)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def results() -> dict[str, xr.Dataset]:
-    """Simulate every figure once, part by part and joined as the command does it."""
-    found = {}
-    for name, config in TINY.items():
-        module = figures.load(name)
-        parts = [
-            replace(part, dataset=module.simulate(part.config, HERE)) for part in _run.parts_of(name, config, HERE)
-        ]
-        found[name] = _run.joined(name, config, parts)
-    return found
+def results() -> Simulated:
+    return Simulated()
 
 
 @pytest.mark.parametrize("name", ["modes", "threshold"])
