@@ -6,7 +6,7 @@ channels, before training: random readers with perfect mirrors (means over ten d
 random feedback that does not know the weights (crosses, all layers). Of the transformer the errors on the residual
 stream are shown, where every branch ends. (b, e) The same for aligned readers, which have the leading eigenvectors of
 the true errors of their layer. (c, f) The squared cosine between the carried and the true gradient after training, by
-layer, at one rank.
+layer, at one rank; black is theory for random channels at the start.
 
 **Theory** (black). Errors are linear in every channel's :math:`P^\top P`, whose mean is r/m. So what independent
 random channels carry of an error is in the mean over them, exactly and at any size, what backpropagation carries if
