@@ -93,8 +93,8 @@ CONFIGS = {
     "quick": Config(cells=_cells((1, 2, 4, 8, 16, 32, 64), 8)),
     "cpu": Config(
         cells=_cells((1, 2, 5, 10, 20, 64, 128), 10), data="cifar10", widths=(32, 64, 128), dense=128,
-        vit={"patch": 4, "width": 64, "depth": 3, "heads": 4}, steps=5 * 351, batch_size=128, learning_rate=1e-3,
-        validation=0.1,
+        vit={"patch": 4, "width": 64, "depth": 3, "heads": 4}, draws=5, steps=3 * 351, batch_size=128,
+        learning_rate=1e-3, validation=0.1,
     ),
 }  # fmt: skip
 
