@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -50,6 +50,7 @@ class Look(NamedTuple):
 class Watching:
     """Which multilayer perceptrons are watched: sizes, data and length; a run is as many steps long."""
 
+    layout: ClassVar[str] = "flat"
     seeds: tuple[int, ...] = (0, 1, 2)
     data: str = "digits"
     widths: tuple[int, ...] = (64, 64, 64)
@@ -62,7 +63,8 @@ class Watching:
         """Return the images."""
         from linfb.datasets import load_dataset
 
-        return load_dataset(self.data, root=resources.data_root).splits(train=self.train, validation=self.validation)
+        data = load_dataset(self.data, root=resources.data_root)
+        return data.splits(train=self.train, validation=self.validation, layout=self.layout)
 
 
 def on_data(config: Any, quick: Any, data: str) -> Any:
@@ -75,6 +77,11 @@ def on_data(config: Any, quick: Any, data: str) -> Any:
 def rank_of(cell: str) -> int:
     """Return the rank that a cell's name ends on, "low-rank r=2"; 0 if there is none."""
     return int(cell.partition(" r=")[2] or 0)
+
+
+def by_rank(cells: Sequence[str], kind: str) -> dict[int, str]:
+    """Return the cells of a kind, whose names begin with that, by their rank."""
+    return {rank_of(cell): cell for cell in cells if cell.startswith(f"{kind} r=")}
 
 
 def dynamics(
@@ -128,8 +135,9 @@ def dynamics(
                     found.setdefault(name, np.full((*shape, len(values)), np.nan))[*place, t] = values
     dimensions = ("cell", "seed", "step", "layer")
     named: dict[str, Any] = {name: (dimensions[: values.ndim], values) for name, values in found.items()}
-    named["width"] = ("cell", "layer"), np.tile([*config.widths[1:], splits.n_classes], (len(config.cells), 1))
-    layers = list(range(1, len(config.widths) + 1))
+    widths = [model.layers[i].kernel_shape[0] for i in model.kernels[1:]]
+    named["width"] = ("cell", "layer"), np.tile(widths, (len(config.cells), 1))
+    layers = list(range(1, len(widths) + 1))
     axes = (list(config.cells), list(config.seeds), list(numbers), layers)
     return xr.Dataset(named, dict(zip(dimensions, axes, strict=True)))
 

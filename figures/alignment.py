@@ -34,7 +34,7 @@ import numpy as np
 from figures import _watched
 from figures._run import Resources
 from figures._style import COLOURS, PAGE, THEORY, curves, dots, new_figure, panel_letter
-from figures._watched import Look, Watching, dynamics, rank_of, rows_of
+from figures._watched import Look, Watching, by_rank, dynamics, rank_of, rows_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -158,7 +158,7 @@ def plot(results: xr.Dataset, config: Config) -> Any:
     """Return the figure: what one random channel captures, and gradients before and after training."""
     figure = new_figure(PAGE, 3.2)
     one, start, end = figure.subplots(1, 3)
-    ranks = {channel: _by_rank(config.cells, channel) for channel in CHANNELS}
+    ranks = {channel: by_rank(config.cells, channel) for channel in CHANNELS}
     every = sorted({rank for some in ranks.values() for rank in some})
     fine = np.arange(1, max(every) + 1)
     theory = np.array([expected(results, int(rank)) for rank in fine])
@@ -194,10 +194,6 @@ def plot(results: xr.Dataset, config: Config) -> Any:
         axes.legend(loc="upper left")
     start.set_ylabel("squared cosine,\ncarried and true gradient")
     return figure
-
-
-def _by_rank(cells: Sequence[str], channel: str) -> dict[int, str]:
-    return {rank_of(cell): cell for cell in cells if cell.startswith(f"{channel} r=")}
 
 
 def _one_channel(axes: Any, start: xr.Dataset, cells: dict[int, str]) -> None:

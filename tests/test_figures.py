@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
+from jaxtyping import config as jaxtyping_config
 
 import figures
 from figures import __main__ as command
@@ -31,6 +32,7 @@ from figures import (
     alignment,
     blocks,
     capture,
+    carried,
     classes,
     committee,
     compute,
@@ -162,6 +164,13 @@ TINY = {
         cells=("fixed P r=1", "fixed P r=4", "fixed P r=12", "Oja r=1", "Oja r=4"), seeds=(0, 1), widths=(12, 12),
         steps=20,
     ),
+    "carried": carried.Config(
+        cells=(
+            "vgg / random r=3", "vgg / random r=24", "vgg / unrelated r=24", "vgg / Oja r=3", "vit / random r=3",
+            "vit / random r=24", "vit / aligned r=3", "vit / fixed P r=3",
+        ),
+        seeds=(0, 1), widths=(6,), dense=8, vit={"patch": 4, "width": 8, "depth": 1, "heads": 2}, steps=6, draws=40,
+    ),
     "compute": compute.Config(
         cells=(
             "mlp / backpropagation", "mlp / feedback alignment", "mlp / zero feedback", "mlp / low-rank r=1",
@@ -190,17 +199,27 @@ TINY = {
 }  # fmt: skip
 
 
+class Simulated(dict[str, xr.Dataset]):
+    """The tiny figures, each simulated when it is first asked for: part by part, and joined as the command does it.
+
+    Shapes and types, whose checks take most of the time, are checked in the first part of every figure.
+    """
+
+    def __missing__(self, name: str) -> xr.Dataset:
+        parts = []
+        try:
+            for part in _run.parts_of(name, TINY[name], HERE):
+                parts.append(replace(part, dataset=figures.load(name).simulate(part.config, HERE)))
+                jaxtyping_config.update("jaxtyping_disable", True)
+        finally:
+            jaxtyping_config.update("jaxtyping_disable", False)
+        self[name] = _run.joined(name, TINY[name], parts)
+        return self[name]
+
+
 @pytest.fixture(scope="module")
-def results() -> dict[str, xr.Dataset]:
-    """Simulate every figure once, part by part and joined as the command does it."""
-    found = {}
-    for name, config in TINY.items():
-        module = figures.load(name)
-        parts = [
-            replace(part, dataset=module.simulate(part.config, HERE)) for part in _run.parts_of(name, config, HERE)
-        ]
-        found[name] = _run.joined(name, config, parts)
-    return found
+def results() -> Simulated:
+    return Simulated()
 
 
 @pytest.mark.parametrize("name", ["modes", "threshold"])
@@ -1176,6 +1195,46 @@ def test_random_channels_capture_what_theory_says(results):
     np.testing.assert_allclose(found.captured.sel(cell="fixed P r=12"), 1.0, atol=1e-9)
     assert alignment.expected(found, 4) == pytest.approx([4 / 12 * 4 / 10, 4 / 10])
     np.testing.assert_allclose(found.gradient.sel(cell="fixed P r=12", step=0), 1.0, atol=1e-6)  # no channel at all
+
+
+def test_errors_get_through_networks_as_theory_says(results):
+    found, config = results["carried"], TINY["carried"]
+    checks = carried.checks(found, config)
+    deviation = "random channels: root mean square deviation from theory in standard errors"
+    for title in carried.TITLES.values():
+        assert checks[f"{title}, {deviation}"] < 2
+        assert checks[f"{title}: the same if cosines, not their squares, were as theory says"] > 4
+    assert checks["vision transformer: the same without skip connections"] > 4
+    for network in carried.TITLES:
+        full = found.squared_cosine.sel(cell=f"{network} / random r=24", layer=slice(1, 3))
+        np.testing.assert_allclose(full, 1.0, rtol=0, atol=1e-12)  # no channel at all
+    assert checks["network like VGG, unrelated feedback: largest squared cosine of a layer"] < 0.1
+
+
+def test_closed_form_for_residual_branches_in_a_transformer(results):
+    """It is theory up to the correlation of branch and skip connection; in a chain r/m multiply."""
+    config, found = TINY["carried"], results["carried"]
+    vit, vgg = (found.sel(cell=[f"{network} / random r=3"]) for network in ("vit", "vgg"))
+    stream = {"layer": carried.shown_of("vit", config)}
+    theory, chain = (
+        one.sel(stream).transpose("layer", "cell", "seed").values for one in (vit.theory, carried.without_skips(vit))
+    )
+    off, wrong = (np.abs(one / theory - 1) for one in (carried.on_stream(vit, config), chain))
+    assert off[0].max() < 1e-12  # behind the readout there is no branch yet
+    assert off[1:].max() < 0.5 * wrong[1:].min()
+    np.testing.assert_allclose(carried.without_skips(vgg)[..., :3], vgg.theory[..., :3], rtol=1e-10)
+
+
+def test_other_layers_than_perceptrons_are_named_from_the_input_on():
+    config = TINY["carried"]
+    for network, names in (
+        ("vgg", "conv 1, conv 2, dense"),
+        ("vit", "patches, QKV 1, attention out 1, MLP in 1, MLP out 1"),
+    ):
+        assert carried.layers_of(network, config) == names.split(", ")
+        splits = config.splits(HERE)
+        assert len(carried.model_of(f"{network} / Oja r=3", splits, config).kernels) == names.count(",") + 2
+    assert carried.on_data(carried.CONFIGS["quick"], "mnist").train == 4000
 
 
 @pytest.fixture

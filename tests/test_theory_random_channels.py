@@ -1,12 +1,22 @@
 """Laws of random channels against draws (z-scores), exact moments at finite size and quadrature."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
+from linfb.backend import Key
+from linfb.engine import cross_entropy, vgg_like, vit
+from linfb.engine.backward import backward
+from linfb.engine.models import forward, initial_weights
+from linfb.engine.trees import flatten
 from linfb.observables.measures import cosine, participation_ratio
+from linfb.rules import Channel, backpropagation, low_rank
+from linfb.rules.mirrors import Exact
+from linfb.rules.readers import Fixed
 from linfb.theory import (
     carried_alignment,
     expected_learned_fraction,
@@ -79,6 +89,57 @@ def test_alignment_behind_isotropic_weights():
     expected = np.prod([carried_alignment(rank, n_out)[0] for rank in ranks])
     assert abs(z_score(found, expected)) < 4
     assert abs(z_score(found, carried_alignment(min(ranks), n_out)[0])) > 4  # as if the narrower one decided
+
+
+@pytest.mark.parametrize("network", ["vgg", "vit"])
+def test_mean_over_channels_is_backpropagation_scaled_by_their_shares(network):
+    """In any network: the mean over readers of either half of the features, which is exact, hands on one half."""
+    if network == "vgg":
+        model = vgg_like((4, 4, 1), 4, widths=(4,), dense=4, dropout=0.0)
+    else:
+        model = vit((4, 4, 1), 4, patch=2, width=4, depth=1, heads=2, dropout=0.0, drop_path=0.0)
+    rng = np.random.default_rng(0)
+    weights, x = initial_weights(model, 0), rng.standard_normal((6, 4, 4, 1))
+    outputs, caches = forward(model, weights, x, Key(0))
+    delta = cross_entropy(outputs, np.eye(4)[rng.integers(0, 4, 6)])[1]
+
+    widths = [model.layers[i].n_out for i in model.kernels[1:]]
+
+    def carried(rule, channels):
+        run = backward(model, rule, weights, (None, *channels), caches, delta)
+        return flatten({"weights": run.weights, "errors": run.deltas})
+
+    def scaled(share):
+        return carried(backpropagation(), [Channel(gain=share)] * len(widths))
+
+    halves = [[Channel(P=np.eye(m)[: m // 2]), Channel(P=np.eye(m)[m // 2 :])] for m in widths]
+    runs = [carried(low_rank(2, reader=Fixed(), mirror=Exact()), channels) for channels in product(*halves)]
+    expected, wrong, exact = scaled(0.5), scaled(0.25), scaled(1.0)
+    for path, array in expected.items():
+        size = np.abs(exact[path]).max()
+        assert_close(np.mean([run[path] for run in runs], axis=0) / size, array / size, 1e-12)
+    assert np.abs(expected["errors/0"] - wrong["errors/0"]).max() > 0.01 * np.abs(exact["errors/0"]).max()
+
+
+def test_residual_branches_leave_what_the_skip_connection_carries():
+    """The closed form is off by the scatter of channels and weights, which falls with the root of the width."""
+    widths, share, size, off, wrong = (32, 64, 128, 256), 0.25, 1.5, [], []
+    rng = np.random.default_rng(4)
+    for width in widths:
+        found, chain = [], []
+        for _ in range(150):
+            reads = rng.permuted(np.tile(np.arange(width) < share * width, (3, 1)), axis=1)  # weights are isotropic
+            above, (W, V) = rng.standard_normal(width), rng.standard_normal((2, width, width)) / np.sqrt(width)
+            carried = reads[0] * above
+            true, narrow = above + size * W @ (V @ above), carried + size * W @ (reads[1] * (V @ (reads[2] * carried)))
+            branch = 1 - np.sum(above**2) / np.sum(true**2)
+            squared = cosine(narrow[None], true[None]) ** 2
+            found.append(squared - share * (1 - branch * (1 - share**2)))
+            chain.append(squared - share**3)
+        off.append(np.sqrt(np.mean(np.square(found))))
+        wrong.append(np.mean(chain))
+    assert abs(np.polyfit(np.log(widths), np.log(off), 1)[0] + 0.5) < 0.1
+    assert min(wrong) > 0.7 * max(wrong)  # the mean deviation without the skip connection does not fall
 
 
 def test_an_aligned_reader_has_the_largest_cosine():

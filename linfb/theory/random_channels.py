@@ -99,6 +99,8 @@ def carried_alignment(rank: int, n_out: int, *, dimension: float = 1.0) -> tuple
     errors, so that a random channel aligns no better however few dimensions they have; only the scatter does. For D = 1
     these are the moments of :func:`overlap_distribution`. The same cosine holds one layer below, behind a mirror
     Q = P W, if the weights are isotropic, :math:`WW^\top \propto I`; there independent channels multiply their means.
+    Past a residual branch that makes up the share s of the true error's squared norm, and whose channels carry the
+    share k of that (the product of their means), the squared cosine is multiplied by 1 - s (1 - k) in wide layers.
     An aligned reader, whose rows span the r leading eigenvectors of C, has the largest cosine of all,
     :math:`\cos^2 = \sum_{i\le r} c_i/\operatorname{tr} C` with the eigenvalues c of C: 1 from the rank of C on.
     Derived in :doc:`/derivations/carried_alignment`, checked in ``tests/test_theory_random_channels.py``.
