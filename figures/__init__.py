@@ -26,7 +26,7 @@ from typing import Any
 NAMES = (
     "modes", "rank", "threshold", "learning_times", "phase_diagram", "unbalanced", "regimes", "deep", "noise", "mlp",
     "constrained", "classes", "networks", "blocks", "transformer", "compute", "cost", "readers", "update_rank",
-    "alignment", "receptive_fields", "language", "wide", "committee",
+    "alignment", "receptive_fields", "language", "wide", "committee", "hiding",
 )  # fmt: skip
 """All figures, in the order in which they are made."""
 PRESETS = ("quick", "cpu", "paper")
