@@ -39,6 +39,7 @@ from figures import (
     constrained,
     cost,
     deep,
+    hiding,
     language,
     learning_times,
     mlp,
@@ -188,6 +189,10 @@ TINY = {
             cost.Network("vit", {"patch": 4, "width": 8, "depth": 1, "heads": 2}, 2, image=8),
         ),
     ),
+    "hiding": hiding.Config(
+        ranks=(1,), reader_rates=(0.0, 0.1, 2.0, 10.0), seeds=(0,), n_hidden=12, rows=100, t_max=60.0, looks=3,
+        still=24, still_time=90.0, widths=(12, 12), steps=20, train=400, deep_reader_rates=(0.0, 3.0),
+    ),
     "deep": deep.Config(
         channels=(1, 2), ranks=(1, 3), seeds=(0, 1), n_layers=3, width=3, c0=0.05, t_max=40.0, n_times=60,
         alphas=(0.2, 0.4),
@@ -310,6 +315,68 @@ def test_capture_is_where_theory_puts_it(results):
     assert checks["share of runs that turn, from the learned mode, above the critical rate only"] == 1.0
     assert checks["distance at which a tilted reader turns: mean relative deviation from theory"] < 0.15
     assert checks["second singular value of the hidden layer at the end, relative to the first"] < 0.01
+
+
+def test_hidden_states_are_left_where_theory_says(results):
+    """Tanh units leave theirs at a rate at which linear networks without noise are held, by theory and in fact."""
+    found = results["hiding"].isel(rank=0)
+    exponent = found.exponent.sel(fine_rate=[0.1, 2.0, 10.0]).transpose("kind", ...).values
+    growth = found.growth.sel(reader_rate=[0.1, 2.0, 10.0]).transpose("kind", ...).values
+    for k, kind in enumerate(found.kind.values):
+        growing = exponent[k] > 0
+        assert growth[k][growing] == pytest.approx(exponent[k][growing], rel=1e-2), kind
+        assert np.array_equal(growing, {"labels": [1, 1, 1], "realisable": [0, 0, 1], "tanh": [0, 1, 1]}[kind]), kind
+        assert np.all(growth[k][~growing] < 0), kind
+    assert float(found.still_condition) > 2  # by which tanh units would stay at 2
+
+
+def test_slow_readers_hide_errors_and_minibatches_do_not_show_them(results):
+    checks = hiding.checks(results["hiding"], TINY["hiding"])
+    assert checks["r=1, rate 0.1: visible"] < 0.3
+    assert checks["r=1, rate 10: visible"] > 0.8
+    noise = checks["root mean square difference of errors that minibatches make"]
+    assert noise < 0.2 * checks["the same that the reader's rate makes, slowest and fastest"]
+    changed = {change: checks[f"r=1, changed half way, {change}: error"] for change in hiding.CHANGES}
+    assert abs(changed["P stops"] - changed["nothing"]) < 0.2 * (changed["nothing"] - changed["fast reader"])
+    left = results["hiding"].error.isel(step=-1, rank=0).mean("seed")
+    perfect, learned = (left.sel(case=case, reader_rate=[0.0, 10.0]).values for case in ("full batch", "Kolen-Pollack"))
+    assert perfect[1] < perfect[0] - 0.1
+    assert learned[0] == pytest.approx(perfect[0], rel=1e-3)  # where P rests, a mirror that starts aligned stays so
+    assert learned[1] > perfect[1] + 0.1
+
+
+def test_what_is_measured_of_hiding_by_hand():
+    from linfb.theory import critical_reader_rate_at
+
+    assert hiding.rate_of_growth(1e-8 * 1.03 ** np.arange(400), 0.1) == pytest.approx(0.3, rel=1e-12)
+    E, P, W2, Q = np.diag([0.0, 2.0]), np.array([[1.0, 0.0]]), np.array([[1.5], [0.0]]), np.array([[2.0]])
+    condition = hiding.linear_condition(np.sqrt(2) * E.T, P @ W2 @ Q.T, P)
+    assert condition == pytest.approx(critical_reader_rate_at(E, P, W2, Q), rel=1e-12) == 0.75
+    splits = hiding.whitened(TINY["hiding"].splits(HERE), 20)
+    x = splits.train.x
+    np.testing.assert_allclose(x.T @ x / len(x), np.eye(20), rtol=0, atol=1e-9)
+
+
+def test_a_reader_is_changed_half_way_and_not_before():
+    config = replace(TINY["hiding"], rows=50)
+    splits = hiding.few(hiding.whitened(config.splits(HERE), config.n_in), config)
+    model = mlp_network(config.n_in, (8,), 10, norm=None)
+
+    def readers_of(change):
+        members = hiding._members(hiding._changed_rule(change, 1, 2, config), (config.slow,), 0.3, config)
+        return [looks[0].views["train"].channels[-1].P for looks in _watched.watched(
+            splits, model, members, (2, 3, 4), ("train",), batch_size=50, loss="squared_error"
+        )]  # fmt: skip
+
+    slow, still, drawn, fast = map(readers_of, hiding.CHANGES)
+    assert np.array_equal(slow[0], still[0])
+    assert np.array_equal(slow[0], drawn[0])
+    assert np.array_equal(still[0], still[2])
+    steps = [P[1] - P[0] for P in (slow, fast)]
+    np.testing.assert_allclose(steps[1], config.fast / config.slow * steps[0], rtol=0, atol=1e-5)  # single precision
+    fresh = rules.readers.Fixed().initial(1, 10, np.random.default_rng(config.seeds[0]))
+    np.testing.assert_allclose(drawn[1], fresh, rtol=0, atol=1e-6)
+    assert np.abs(drawn[1] - slow[1]).max() > 0.1
 
 
 def test_threshold_follows_theory(results):

@@ -10,6 +10,7 @@ from linfb.theory import (
     critical_tilt,
     modes_learned_by_errors,
     turning_exponent,
+    visible_error_flow,
 )
 from tests.theory_flow import assert_close, errors_flow, integrate
 
@@ -242,3 +243,83 @@ def test_limits():
 def test_bad_arguments_are_named(call, name):
     with pytest.raises((TypeError, ValueError), match=rf"^{name}\b"):
         call()
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_labels_of_equal_variance_leave_no_hidden_state_but_that_of_the_weakest_modes(rank):
+    """What cannot be learned is noise, v - s^2 along every mode; without it every choice of modes has its rate."""
+    s, v = STRENGTHS, 17.0
+    for order in (s, s[::-1]):
+        critical = critical_reader_rate(order, rank, noise=v - order**2)
+        assert critical == (0.0 if order is s else pytest.approx(1 / order[:rank].max(), rel=1e-12))
+        assert critical_reader_rate(order, rank) > 0
+
+
+def tanh_flow(x, y, rate, mirror):
+    """Return the right-hand side of the flow of a network of tanh units on samples (plain, any dtype)."""
+
+    def rhs(W1, W2, P, Q):
+        h = np.tanh(x @ W1.T)
+        delta, n = y - h @ W2.T, len(x)
+        Q = P @ W2 if mirror == "perfect" else Q
+        C = delta.T @ delta / n
+        mirrored = P @ delta.T @ h / n if mirror == "kolen_pollack" else 0 * Q
+        return ((delta @ P.T @ Q) * (1 - h**2)).T @ x / n, delta.T @ h / n, rate * (P @ C - P @ C @ P.T @ P), mirrored
+
+    return rhs
+
+
+def hidden_state(seed, rank=2):
+    """Return inputs, labels and W1, W2, P, Q of a network of tanh units at rest, whose errors are all hidden."""
+    rng = np.random.default_rng(seed)
+    x, W1, W2 = rng.standard_normal((7, 4)), rng.standard_normal((3, 4)), rng.standard_normal((4, 3))
+    P = np.linalg.qr(rng.standard_normal((4, rank)))[0].T
+    h = np.tanh(x @ W1.T)
+    unlearned = np.eye(7) - h @ np.linalg.pinv(h)
+    return x, h @ W2.T + unlearned @ rng.standard_normal((7, 4)) @ (np.eye(4) - P.T @ P), (W1, W2, P, P @ W2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("mirror", ["perfect", "kolen_pollack"])
+def test_visible_errors_of_tanh_units_move_as_in_the_whole_flow(mirror, seed):
+    """Negative control: the condition of linear networks, with mean slopes and the mean size of inputs, is far off."""
+    x, y, (W1, W2, P, Q) = hidden_state(seed)
+    if mirror == "kolen_pollack":
+        Q = Q + 0.3 * np.random.default_rng(seed).standard_normal(Q.shape)
+    h = np.tanh(x @ W1.T)
+    errors, slopes = y - h @ W2.T, 1 - h**2
+    for rate in (0.2, 1.0, 4.0):
+        values = np.linalg.eigvals(jacobian(tanh_flow(x, y, rate, mirror), (W1, W2, P, Q)))
+        exponents = np.linalg.eigvals(visible_error_flow(errors, P, W2, Q, x, h, slopes, rate))
+        exponent = exponents[np.argmax(exponents.real)]
+        contains(values, exponent if exponent.real > 1e-6 else 0)  # there is a manifold of hidden states
+        assert values.real.max() == pytest.approx(max(exponent.real, 0), abs=1e-7)
+        mean = slopes.mean(0)
+        pull = np.linalg.eigvals(P @ W2 @ (mean**2 * Q).T).real.min() * np.trace(x.T @ x) / x.size
+        crude = rate * np.linalg.norm(errors, 2) ** 2 / len(x) - pull
+        assert abs(crude - exponent.real) > 0.05
+
+
+def test_visible_errors_on_samples_move_as_those_of_linear_networks():
+    """With whitened inputs and errors without noise; inputs that are not whitened are the control."""
+    s, rate = np.array([3.0, 2.0, 1.0]), 1.3
+    W1, W2, P, Q = learned(s, 2)
+    E, x = np.diag(s) - W2 @ W1, np.sqrt(3) * np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
+    growth = (rate - critical_reader_rate_at(E, P, W2, Q)) * np.linalg.norm(E, 2) ** 2
+    found = [
+        np.linalg.eigvals(
+            visible_error_flow(inputs @ E.T, P, W2, Q, inputs, inputs @ W1.T, np.ones((3, 2)), rate)
+        ).real.max()
+        for inputs in (x, x * [1.0, 1.0, 2.0])
+    ]
+    assert found[0] == pytest.approx(growth, abs=1e-12)
+    assert abs(found[1] - growth) > 0.1
+
+
+def test_visible_errors_are_refused_if_there_are_any():
+    x, y, (W1, W2, P, Q) = hidden_state(0)
+    h = np.tanh(x @ W1.T)
+    with pytest.raises(ValueError, match="P must not see the errors"):
+        visible_error_flow(y - h @ W2.T + 1e-3 * P[0], P, W2, Q, x, h, 1 - h**2, 1.0)
+    with pytest.raises(ValueError, match=r"slopes has shape \(6, 3\), expected \(7, 3\)"):
+        visible_error_flow(y - h @ W2.T, P, W2, Q, x, h, (1 - h**2)[1:], 1.0)

@@ -71,6 +71,7 @@ _HOME = {
     "turning_exponent": "turning",
     "typical_deep_slowdown": "deep",
     "unbalanced_mode_strength": "unbalanced",
+    "visible_error_flow": "turning",
 }
 
 __all__ = sorted(_HOME)

@@ -334,3 +334,79 @@ def modes_learned_by_errors(s: Any, rank: int, rate: float) -> int:
         raise ValueError(f"s must be > 0 and fall, got {s}")
     stuck = np.flatnonzero(rate * s[rank:] ** 2 < s[rank - 1 : -1])
     return int(rank + stuck[0]) if stuck.size else s.size
+
+
+def visible_error_flow(
+    errors: Any, P: Any, W2: Any, Q: Any, inputs: Any, hidden: Any, slopes: Any, rate: float
+) -> np.ndarray:
+    r"""Return the matrix by which errors on samples become visible, or not, where a reader of errors sees none.
+
+    One hidden layer of any activation function, squared error, no weight decay. With errors :math:`\delta_\mu` that are
+    all hidden, hidden activities :math:`h_\mu` of slopes :math:`D_\mu = \operatorname{diag}(\phi'_\mu)`, and averages
+    over the samples :math:`\nu`, the visible errors :math:`v_\mu = P\delta_\mu` of an Oja reader obey to first order
+
+    .. math::
+        \dot v_\mu = \big\langle \rho\,(\delta_\mu^\top\delta_\nu)\, v_\nu
+        - (x_\mu^\top x_\nu)\, P W_2 D_\mu D_\nu Q^\top v_\nu - (h_\mu^\top h_\nu)\, v_\nu \big\rangle_\nu .
+
+    Parameters
+    ----------
+    errors : array_like, shape (sample, out)
+        Labels minus outputs, of which P sees nothing.
+    P : array_like, shape (rank, out)
+        The reader, with orthonormal rows.
+    W2 : array_like, shape (out, hidden)
+        Readout.
+    Q : array_like, shape (rank, hidden)
+        Mirror.
+    inputs : array_like, shape (sample, in)
+        What W1 acts on; with biases, a constant is one of them.
+    hidden, slopes : array_like, shape (sample, hidden)
+        Activities of the hidden units and their derivatives.
+    rate : float
+        The reader's rate :math:`\rho` relative to that of the weights, >= 0.
+
+    Returns
+    -------
+    numpy.ndarray, shape (sample * rank, sample * rank)
+        In units of 1 / tau; it acts on the visible errors, shape (sample, rank), as one vector. The state is left if an
+        eigenvalue has a positive real part, and P turns along the average of the errors with its eigenvector.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a shape does not fit, an entry is not finite, or P sees some of the errors (to 1e-6 of their size).
+
+    Notes
+    -----
+    The first term is the pull of the errors on P, the others are how fast weights hide what P uncovers: the tangent
+    kernel of the network behind the channel. Its eigenvalues say which part of an error can be hidden in time, and
+    which not at all. In a linear network with whitened inputs and errors without noise, those that matter are the ones
+    of P W2 Q^T, which is the condition of :func:`critical_reader_rate_at`.
+    Checked in ``tests/test_theory_turning.py`` against Jacobians of the whole flow of networks of tanh units.
+
+    References
+    ----------
+    :cite:p:`hanut2025,oja1989`
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, E, P = np.sqrt(2) * np.eye(2), np.diag([0.0, 2.0]), np.array([[1.0, 0.0]])
+    >>> W1, W2, Q = np.array([[1.0, 0.0]]), np.array([[1.5], [0.0]]), np.array([[2.0]])
+    >>> flow = visible_error_flow(x @ E.T, P, W2, Q, x, x @ W1.T, np.ones((2, 1)), rate=0.7)  # 0.75 is critical
+    >>> np.linalg.eigvals(flow).round(6)
+    array([-4. , -0.2])
+    """
+    errors = real_array("errors", errors, ("sample", "out"))
+    n, rank = len(errors), len(P := real_array("P", P, ("rank", errors.shape[1])))
+    W2 = real_array("W2", W2, (errors.shape[1], "hidden"))
+    Q = real_array("Q", Q, (rank, W2.shape[1]))
+    x, h = real_array("inputs", inputs, (n, "in")), real_array("hidden", hidden, (n, W2.shape[1]))
+    slopes, rate = real_array("slopes", slopes, h.shape), real("rate", rate, at_least=0.0)
+    seen, size = np.linalg.norm(errors @ P.T), np.linalg.norm(errors)
+    if seen > 1e-6 * np.linalg.norm(P, 2) * size:
+        raise ValueError(f"P must not see the errors, but errors @ P.T has the norm {seen:.3g} (errors: {size:.3g})")
+    shared = np.kron(rate * errors @ errors.T - h @ h.T, np.eye(rank))
+    ways = np.einsum("ai,mi,ni,bi,mn->manb", P @ W2, slopes, slopes, Q, x @ x.T, optimize=True)
+    return (shared - ways.reshape(shared.shape)) / n
