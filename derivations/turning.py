@@ -294,3 +294,78 @@ def turning_with_decay() -> Derivation:
         test="tests/test_theory_turning.py::test_pairs_are_eigenvalues_of_the_whole_flow",
         citations=("hanut2025", "oja1982", "leen1990"),
     )
+
+
+class _Activation(sp.Function):
+    """A unit's activity as a function of its input; its slope has a name of its own."""
+
+    def fdiff(self, argindex: int = 1) -> sp.Expr:
+        return sp.Function("phi'")(self.args[0])
+
+
+@derivation
+def visible_errors() -> Derivation:
+    """Derive how errors on samples become visible in a network with one nonlinear hidden layer."""
+    rho = sp.Symbol("rho", positive=True)
+    slope = sp.Function("phi'")
+    w1, w2 = (sp.Matrix(2, 2, sp.symbols(f"{c}_11 {c}_12 {c}_21 {c}_22", real=True)) for c in ("a", "b"))
+    p, q = sp.Matrix(1, 2, sp.symbols("p_1 p_2", real=True)), sp.Matrix(2, 1, sp.symbols("q_1 q_2", real=True))
+    x, y = ([sp.Matrix(2, 1, sp.symbols(f"{c}_{i}1 {c}_{i}2", real=True)) for i in (1, 2)] for c in ("x", "y"))
+    h = [(w1 * one).applyfunc(_Activation) for one in x]
+    slopes = [sp.diag(*(w1 * one).applyfunc(slope)) for one in x]
+    delta = [target - w2 * unit for target, unit in zip(y, h, strict=True)]
+    v = [p * one for one in delta]
+    half = sp.Rational(1, 2)
+    C = half * (delta[0] * delta[0].T + delta[1] * delta[1].T)
+    moves = [
+        (w1, half * (slopes[0] * q * v[0] * x[0].T + slopes[1] * q * v[1] * x[1].T)),
+        (w2, half * (delta[0] * h[0].T + delta[1] * h[1].T)),
+        (p, rho * p * C * (sp.eye(2) - p.T * p)),
+    ]
+    found = sum(
+        (
+            v[0].diff(variable) * velocity
+            for array, change in moves
+            for variable, velocity in zip(array, change, strict=True)
+        ),
+        sp.zeros(1, 1),
+    )
+
+    def carried(nu: int) -> sp.Expr:
+        kernel = (x[0].T * x[nu])[0] * (p * w2 * slopes[0] * slopes[nu] * q)[0] + (h[0].T * h[nu])[0]
+        return (rho * (delta[0].T * delta[nu])[0] - kernel) * v[nu][0]
+
+    cubic = half * rho * (v[0][0] ** 2 + v[1][0] ** 2) * v[0][0]
+    return Derivation(
+        name="visible_errors",
+        title="Visible errors in a nonlinear network",
+        statement=(
+            r"In a network with one hidden layer of activities :math:`h_\mu` and slopes :math:`D_\mu` on sample "
+            r":math:`\mu`, the errors that an error-driven reader sees, :math:`v_\mu = P\delta_\mu`, obey to first "
+            r"order :math:`\dot v_\mu = \langle \rho\,(\delta_\mu^\top\delta_\nu) v_\nu "
+            r"- (x_\mu^\top x_\nu) P W_2 D_\mu D_\nu Q v_\nu - (h_\mu^\top h_\nu) v_\nu\rangle_\nu`, "
+            r"whatever the activation is."
+        ),
+        assumptions=(
+            r"Gradient flow on given samples, any inputs; Oja's reader with "
+            r":math:`C = \langle\delta\delta^\top\rangle`; no weight decay.",
+            "Any mirror Q: its own motion enters at second order.",
+        ),
+        steps=(
+            Step(
+                "Without approximation, on the first of two samples.",
+                found[0],
+                half * (carried(0) + carried(1)) - cubic,
+                (EXPAND,),
+                key=True,
+                shown=r"\dot v_1",
+                shown_rhs=r"\big\langle \rho\,(\delta_1^\top\delta_\nu)\,v_\nu "
+                r"- (x_1^\top x_\nu)\,PW_2D_1D_\nu Q\,v_\nu - (h_1^\top h_\nu)\,v_\nu - \rho\,v_\nu v_\nu^\top v_1 \big\rangle_\nu",
+            ),
+        ),
+        sizes="Two samples, two inputs, two hidden units, two outputs, r = 1, every entry symbolic; the activation is "
+        "a function without further properties. " + MATHEMATICAL_SHAPES,
+        theory=("visible_error_flow",),
+        test="tests/test_theory_turning.py::test_visible_errors_of_tanh_units_move_as_in_the_whole_flow",
+        citations=("hanut2025", "oja1982"),
+    )

@@ -383,7 +383,8 @@ def visible_error_flow(
     kernel of the network behind the channel. Its eigenvalues say which part of an error can be hidden in time, and
     which not at all. In a linear network with whitened inputs and errors without noise, those that matter are the ones
     of P W2 Q^T, which is the condition of :func:`critical_reader_rate_at`.
-    Checked in ``tests/test_theory_turning.py`` against Jacobians of the whole flow of networks of tanh units.
+    Derived in :doc:`/derivations/visible_errors`; checked in ``tests/test_theory_turning.py`` against Jacobians of the
+    whole flow of networks of tanh units.
 
     References
     ----------
