@@ -364,7 +364,7 @@ def visible_errors() -> Derivation:
             ),
         ),
         sizes="Two samples, two inputs, two hidden units, two outputs, r = 1, every entry symbolic; the activation is "
-        "a function without further properties. " + MATHEMATICAL_SHAPES,
+        "any function. " + MATHEMATICAL_SHAPES,
         theory=("visible_error_flow",),
         test="tests/test_theory_turning.py::test_visible_errors_of_tanh_units_move_as_in_the_whole_flow",
         citations=("hanut2025", "oja1982"),
