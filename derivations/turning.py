@@ -360,7 +360,8 @@ def visible_errors() -> Derivation:
                 key=True,
                 shown=r"\dot v_1",
                 shown_rhs=r"\big\langle \rho\,(\delta_1^\top\delta_\nu)\,v_\nu "
-                r"- (x_1^\top x_\nu)\,PW_2D_1D_\nu Q\,v_\nu - (h_1^\top h_\nu)\,v_\nu - \rho\,v_\nu v_\nu^\top v_1 \big\rangle_\nu",
+                r"- (x_1^\top x_\nu)\,PW_2D_1D_\nu Q\,v_\nu - (h_1^\top h_\nu)\,v_\nu "
+                r"- \rho\,v_\nu v_\nu^\top v_1 \big\rangle_\nu",
             ),
         ),
         sizes="Two samples, two inputs, two hidden units, two outputs, r = 1, every entry symbolic; the activation is "
