@@ -233,16 +233,20 @@ def test_parts_joined_are_the_whole(name, results):
     xr.testing.assert_allclose(whole.transpose(*results[name].dims), results[name], rtol=1e-12)
 
 
+def open_figures():
+    return sys.modules["matplotlib.pyplot"].get_fignums() if "matplotlib.pyplot" in sys.modules else []
+
+
 @pytest.mark.parametrize("name", figures.NAMES)
 def test_figure_is_drawn_without_traces(name, results, tmp_path):
     import matplotlib as mpl
 
-    before = dict(mpl.rcParams)
+    before, opened = dict(mpl.rcParams), open_figures()
     tiny = _variants.Variant(name, "tiny", TINY[name])
     checks = _run.checks_of(tiny, results[name])
     _run.draw(tiny, results[name], tmp_path)
     assert dict(mpl.rcParams) == before
-    assert "matplotlib.pyplot" not in sys.modules or not sys.modules["matplotlib.pyplot"].get_fignums()
+    assert open_figures() == opened
     assert all(math.isfinite(value) for value in checks.values())
     assert (tmp_path / f"{name}-tiny.pdf").read_bytes().startswith(b"%PDF")
     png = (tmp_path / f"{name}-tiny.png").read_bytes()
