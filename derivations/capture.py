@@ -58,8 +58,8 @@ def captured_rotation() -> Derivation:
             "When an error-driven reader turns under a Kolen-Pollack mirror, the hidden layer falls back on as many "
             r"units as the channel is wide. For one channel and one unit: the weights of all other units decay as "
             r":math:`e^{-\lambda t}` and :math:`e^{-2\lambda t}`, on average over a cycle. For weak decay the map is "
-            r":math:`Avv^\top` with a rotating v, whatever the decay is: with the lag :math:`\psi` of the reader "
-            r"behind the error it hears :math:`\alpha\cos\psi`, and turns by it."
+            r":math:`Avv^\top` with a rotating v, at a speed that does not depend on the decay: with the lag "
+            r":math:`\psi` of the reader behind the error the unit hears :math:`\alpha\cos\psi`, and turns by it."
         ),
         assumptions=(
             WHITENED,
