@@ -24,9 +24,10 @@ from importlib import import_module
 from typing import Any
 
 NAMES = (
-    "modes", "rank", "threshold", "learning_times", "phase_diagram", "unbalanced", "regimes", "capture", "hiding",
-    "deep", "noise", "mlp", "constrained", "classes", "networks", "blocks", "transformer", "compute", "cost", "readers",
-    "update_rank", "alignment", "carried", "receptive_fields", "language", "wide", "committee",
+    "modes", "rank", "threshold", "learning_times", "phase_diagram", "unbalanced", "small_starts", "regimes",
+    "capture", "hiding", "deep", "noise", "mlp", "constrained", "classes", "networks", "blocks", "transformer",
+    "compute", "cost", "readers", "update_rank", "alignment", "carried", "receptive_fields", "language", "wide",
+    "committee",
 )  # fmt: skip
 """All figures, in the order in which they are made."""
 PRESETS = ("quick", "cpu", "paper")

@@ -51,6 +51,7 @@ from figures import (
     readers,
     receptive_fields,
     regimes,
+    small_starts,
     threshold,
     transformer,
     unbalanced,
@@ -139,6 +140,9 @@ TINY = {
     ),
     "unbalanced": unbalanced.Config(
         imbalances=(0.0, 0.3, 1.5), ranks=(1, 4), seeds=(0, 1), width=4, n_times=61, t_max=12.0, drawn=(0.0, 1.5)
+    ),
+    "small_starts": small_starts.Config(
+        scales=(1e-2, 3e-3), reader_rates=(1.0, 4.0), shares=(1e-2, 1.0), drawn=1e-2, n_times=201
     ),
     "regimes": regimes.Config(
         reader_rates=(1.2, 16.0), mirror_rates=(regimes.KOLEN_POLLACK, 10.0), ranks=(1,), seeds=(0,), t_max=40.0,
@@ -299,6 +303,18 @@ def test_oja_on_labels_reaches_the_best_map_of_its_rank(results):
     narrow = [r < TINY["rank"].teacher_rank for r in TINY["rank"].ranks]  # the weakest mode takes longer than this run
     assert np.abs(loss.sel(rule="Oja on labels").values - best)[:, narrow].max() < 1e-6
     assert np.all((loss.sel(rule="fixed P, Q learned").values - best)[:, narrow] > 1e-2)
+
+
+def test_small_starts_take_as_long_as_theory_says(results):
+    checks = small_starts.checks(results["small_starts"], TINY["small_starts"])
+    assert checks["Oja: largest relative deviation of a half-time from theory"] < 0.01
+    assert checks["the same if the channel stayed"] > 0.5
+    assert checks["fixed P: relative deviation from theory, smallest start"] < 0.01
+    assert checks["synapse-local: relative deviation from theory, smallest start"] < 0.01
+    assert checks["normative, mode 2: relative deviation from theory, smallest start"] < 0.25  # late by about its root
+    for name in ("synapse-local", "normative, mode 2"):
+        assert checks[f"{name}: exponent of the time in the scale"] < -0.85
+    assert checks["Oja: exponent of the time in the scale"] > -0.3
 
 
 def test_regimes_are_where_theory_puts_them(results):
