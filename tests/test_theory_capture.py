@@ -149,6 +149,35 @@ def test_small_starts_are_captured(rank, s):
     assert units["perfect"] > 0.1
 
 
+@pytest.mark.parametrize(("mirror", "gamma"), [("kolen_pollack", 0.0), ("weight_mirror", 0.1), ("weight_mirror", 1.0)])
+def test_another_unit_grows_beside_one_whose_mirror_follows(mirror, gamma):
+    """And not beside one that Kolen and Pollack's mirror has captured."""
+    W1, W2, P, Q = captured(S, 0.1)
+    more = np.array([[1e-6, 2e-6]])
+    state = np.vstack([W1, more]), np.hstack([W2, more.T]), P, np.hstack([Q, [[1e-6]]])
+    flow = errors_flow(np.diag(S), 10.0, mirror, decay=0.1, gamma=gamma)
+    W1, W2, *_ = (x[-1] for x in integrate(flow, state, [60.0], rtol=1e-7))
+    second = np.linalg.svd(np.vstack([W1.T, W2]), compute_uv=False)[1]
+    assert second < 1e-5 if mirror == "kolen_pollack" else second > 0.1
+
+
+def test_capture_lasts_without_decay():
+    """The error never falls below that of the cycle, where a mirror that follows lets everything be learned."""
+    rng = np.random.default_rng(0)
+    W1, W2 = 1e-2 * rng.standard_normal((6, 2)), 1e-2 * rng.standard_normal((2, 6))
+    P = np.linalg.qr(rng.standard_normal((2, 1)))[0].T
+    for mirror in ("kolen_pollack", "perfect"):
+        runs = integrate(errors_flow(np.diag(S), 10.0, mirror), (W1, W2, P, P @ W2), np.linspace(40, 60, 41), rtol=1e-5)
+        left = np.linalg.norm(np.diag(S) - runs[1] @ runs[0], 2, axis=(1, 2))
+        if mirror == "perfect":
+            assert left.max() < 0.01
+        else:
+            assert S[1] - 0.02 < left.min() < S[1] + 0.1
+            assert S[0] - 0.1 < left.max() < S[0] + 0.02
+            size = np.sum(runs[0] ** 2, axis=(1, 2))
+            assert (size[-1] - size[0]) / 20 == pytest.approx(2 * S[0] ** 2 * ellipe(0.75) / ellipk(0.75), rel=0.1)
+
+
 def test_limits():
     assert capture_rate([2.0]) == capture_rate([2.0, 0.0]) == capture_period([2.0, 1.0], 2) == np.inf
     assert capture_period(S, rate=0.99 * capture_rate(S)) == np.inf
