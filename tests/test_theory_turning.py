@@ -190,7 +190,8 @@ def test_tilt_that_escapes(mirror, rank):
     assert np.log2(errors[0] / errors[1]) > 0.9
 
 
-def test_small_random_starts_escape_below_the_critical_rate():
+@pytest.mark.parametrize("mirror", ["perfect", "kolen_pollack"])
+def test_small_random_starts_escape_below_the_critical_rate(mirror):
     """By a relative distance of the order 2/3 in their scale (with logarithms), as if that were their tilt."""
     s, found = np.array([2.0, 1.0]), []
     rng = np.random.default_rng(0)
@@ -201,9 +202,9 @@ def test_small_random_starts_escape_below_the_critical_rate():
         for _ in range(9):
             middle = np.sqrt(low * high)
             rate = (1 - middle) * critical_reader_rate(s, 1)
-            flow = errors_flow(np.diag(s), rate, "perfect")
+            flow = errors_flow(np.diag(s), rate, mirror)
             start = [x[-1] for x in integrate(flow, (scale * W1, scale * W2, P, scale * P @ W2), [until], rtol=1e-9)]
-            low, high = (middle, high) if escapes(s, 1, rate, "perfect", start) else (low, middle)
+            low, high = (middle, high) if escapes(s, 1, rate, mirror, start) else (low, middle)
         found.append(middle)
     assert 0.55 < np.log10(found[0] / found[1]) / 2 < 0.75
 
