@@ -12,8 +12,8 @@ tilted from the learned mode still turns; bars are what the grid of rates leaves
 :func:`linfb.theory.critical_tilt` for mirrors that follow (line) and Kolen-Pollack's (dashed).
 
 **What is seen.** One hidden unit is left. Periods are within 3 % of the limit of weak decay. Between the two rates
-cycle and hidden state are both stable: all runs go round or rest as theory says of their start. Distances in (d) agree to 7 %
-on average; the grid of rates, in steps of 10 %, and the length of runs are a part of it.
+cycle and hidden state are both stable: all runs go round or rest as theory says of their start. Distances in (d) agree
+to 7 % on average; the grid of rates, in steps of 10 %, and the length of runs are a part of it.
 """
 
 from __future__ import annotations
